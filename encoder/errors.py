@@ -1,0 +1,98 @@
+"""Errors that a caller can act on.
+
+::
+
+    EmbeddingError
+    ├── TransientError            worth a retry: the same call may succeed later
+    └── TerminalError             a retry changes nothing: the input or the state must change first
+        ├── DataFault             the user's data cannot be used as it is
+        ├── MalformedInput        one user's raw features do not fit the encoder's schema
+        ├── ArtifactError         an encoder artifact is missing, damaged or of an unknown format
+        ├── SpaceMismatch         vectors or raw features of another space or modality version
+        ├── LedgerConflict        the ledger's state does not allow the step
+        └── VerificationFailed    what was written is not what is read back
+
+Bad arguments are ``ValueError`` or ``TypeError``; the tree is for the state of the world.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ArtifactError",
+    "DataFault",
+    "EmbeddingError",
+    "LedgerConflict",
+    "MalformedInput",
+    "SpaceMismatch",
+    "TerminalError",
+    "TransientError",
+    "VerificationFailed",
+]
+
+
+class EmbeddingError(Exception):
+    """Base of every Palate error; subclasses are transient or terminal."""
+
+
+class TransientError(EmbeddingError):
+    """The same call may succeed later; jobs retry by this type."""
+
+
+class TerminalError(EmbeddingError):
+    """A retry changes nothing until the input or the state changes."""
+
+
+class DataFault(TerminalError):
+    """The user's data has a fault that makes it unusable; the message lists every fatal one."""
+
+
+class MalformedInput(TerminalError):
+    """One user's raw features do not fit the encoder's schema.
+
+    Parameters
+    ----------
+    message : str
+        What was given, what was expected, what to do.
+    column : str
+        Feature column as ``view__field``.
+    row : int or None
+        Zero-based row of the batch, where one row is at fault.
+    user : str or None
+        The row's user id, where the caller knows it.
+    """
+
+    def __init__(
+        self, message: str, *, column: str, row: int | None = None, user: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.column = column
+        self.row = row
+        self.user = user
+
+
+class ArtifactError(TerminalError):
+    """An encoder artifact is missing, damaged, or of a format this release does not read.
+
+    Parameters
+    ----------
+    message : str
+        What was given, what was expected, what to do.
+    encoder_version : str or None
+        The 12-hex-digit version that was asked for, where one was.
+    """
+
+    def __init__(self, message: str, *, encoder_version: str | None = None) -> None:
+        super().__init__(message)
+        self.encoder_version = encoder_version
+
+
+class SpaceMismatch(TerminalError):
+    """Vectors of one space, or raw features of one modality version, met another's."""
+
+
+class LedgerConflict(TerminalError):
+    """The ledger's state does not allow the step that was asked for."""
+
+
+class VerificationFailed(TerminalError):
+    """What was read back from a store is not what was written."""

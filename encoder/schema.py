@@ -1,0 +1,143 @@
+"""The encoder's input contract: which raw feature columns form which blocks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+__all__ = ["Block", "BlockKind", "ColumnElement", "FeatureSchema"]
+
+BlockKind = Literal["pooled", "histogram", "counts", "numbers", "category"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One group of encoder inputs with its own presence mask.
+
+    Attributes
+    ----------
+    name : str
+        Unique in the schema, for example ``collaborative_7d``.
+    kind : {"pooled", "histogram", "counts", "numbers", "category"}
+        ``pooled``: weighted mean item vector; all zeros means that no event is covered (absent).
+        ``histogram``: shares over item clusters, sum 1; all zeros means absent.
+        ``counts``: non-negative magnitudes, log1p then standardised; absent when the column is null.
+        ``numbers``: real values, standardised; NaN marks a missing element, a row of NaN is absent.
+        ``category``: one string of a string-array column; the empty string is absent.
+    column : str
+        Raw feature column as ``view__field``, for example ``user_activity__pooled``.
+    offset : int
+        First element of the block in the column's array.
+    width : int
+        Number of elements; 1 for ``category``.
+    """
+
+    name: str
+    kind: BlockKind
+    column: str
+    offset: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(BlockKind):
+            raise ValueError(
+                f"Block {self.name!r}: unknown kind {self.kind!r}. "
+                f"Known: {', '.join(sorted(get_args(BlockKind)))}."
+            )
+        if self.offset < 0 or self.width < 1:
+            raise ValueError(
+                f"Block {self.name!r}: offset {self.offset} and width {self.width} given, "
+                "expected offset >= 0 and width >= 1."
+            )
+        if self.kind == "category" and self.width != 1:
+            raise ValueError(f"Block {self.name!r}: a category has width 1, {self.width} given.")
+
+
+@dataclass(frozen=True)
+class ColumnElement:
+    """One element of an array column, for example the event count inside ``user_activity__counts``."""
+
+    column: str
+    offset: int
+
+
+@dataclass(frozen=True)
+class FeatureSchema:
+    """All blocks of an encoder and the columns that tell a row's age and status.
+
+    Attributes
+    ----------
+    blocks : tuple of Block
+        In input order.
+    as_of_columns : tuple of str
+        Int64 columns, microseconds since the epoch (UTC); a row's ``as_of`` is their maximum.
+    event_count : ColumnElement
+        Where the number of events in the longest window stands; 0 or null: the user is not warm.
+    onboarding_count : ColumnElement or None
+        Where the number of onboarding picks stands.
+    modality_columns : tuple of str
+        String columns that carry the modality encoders' version of a row's pooled vectors.
+    modality_version : str
+        The version those columns must carry.
+    """
+
+    blocks: tuple[Block, ...]
+    as_of_columns: tuple[str, ...]
+    event_count: ColumnElement
+    onboarding_count: ColumnElement | None
+    modality_columns: tuple[str, ...]
+    modality_version: str
+
+    def __post_init__(self) -> None:
+        if not self.blocks:
+            raise ValueError("A schema without blocks was given, at least one is expected.")
+        twice = sorted(n for n, k in Counter(b.name for b in self.blocks).items() if k > 1)
+        if twice:
+            raise ValueError(f"Block names must be unique, given twice: {', '.join(twice)}.")
+
+    @property
+    def array_columns(self) -> dict[str, int]:
+        """Expected width of each float array column (the blocks that read it tile it)."""
+        return self._widths(categories=False)
+
+    @property
+    def text_columns(self) -> dict[str, int]:
+        """Expected width of each string array column."""
+        return self._widths(categories=True)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every raw feature column that encoding reads, in a stable order."""
+        seen = dict.fromkeys(b.column for b in self.blocks)
+        seen |= dict.fromkeys((self.event_count.column,))
+        if self.onboarding_count is not None:
+            seen |= dict.fromkeys((self.onboarding_count.column,))
+        seen |= dict.fromkeys(self.as_of_columns) | dict.fromkeys(self.modality_columns)
+        return tuple(seen)
+
+    def _widths(self, *, categories: bool) -> dict[str, int]:
+        widths: dict[str, int] = {}
+        for block in self.blocks:
+            if (block.kind == "category") == categories:
+                widths[block.column] = max(
+                    widths.get(block.column, 0), block.offset + block.width
+                )
+        return widths
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types; ``from_dict`` gives an equal schema back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> FeatureSchema:
+        """Rebuild a schema written by ``to_dict``."""
+        picks = data["onboarding_count"]
+        return cls(
+            blocks=tuple(Block(**b) for b in data["blocks"]),
+            as_of_columns=tuple(data["as_of_columns"]),
+            event_count=ColumnElement(**data["event_count"]),
+            onboarding_count=None if picks is None else ColumnElement(**picks),
+            modality_columns=tuple(data["modality_columns"]),
+            modality_version=data["modality_version"],
+        )
