@@ -6,7 +6,17 @@ from dataclasses import dataclass
 
 from encoder.schema import Block, ColumnElement, FeatureSchema
 
-__all__ = ["COUNTS_PER_WINDOW", "RECENCY", "Modality", "RawLayout"]
+__all__ = [
+    "ACTIVITY",
+    "COUNTS_PER_WINDOW",
+    "ONBOARDING",
+    "PROFILE",
+    "RECENCY",
+    "Modality",
+    "RawLayout",
+    "column",
+    "field",
+]
 
 COUNTS_PER_WINDOW = ("events", "weight", "active_days", "distinct_items")
 """Counts of each window, in array order (window by window, ascending)."""
@@ -16,6 +26,22 @@ RECENCY = ("gap_days", "tenure_days")
 window), and days from the first event inside the longest window to ``as_of``."""
 
 PROFILE, ACTIVITY, ONBOARDING = "user_profile", "user_activity", "user_onboarding"
+
+PREFIX = {PROFILE: "profile", ACTIVITY: "activity", ONBOARDING: "onboarding"}
+
+
+def field(view: str, name: str) -> str:
+    """Return the Parquet and Feast field of a raw view, for example ``activity_pooled``.
+
+    Fields carry their view's prefix because Feast hands an on-demand view its inputs under short names
+    too: two views with an ``as_of`` would overwrite each other (measured on Feast 0.67).
+    """
+    return f"{PREFIX[view]}_{name}"
+
+
+def column(view: str, name: str) -> str:
+    """Return the full name of a raw feature column, for example ``user_activity__activity_pooled``."""
+    return f"{view}__{field(view, name)}"
 
 
 @dataclass(frozen=True)
@@ -33,9 +59,11 @@ class RawLayout:
 
     ``user_activity``: pooled float32 [window][modality][dim], histogram float32
     [window][modality][cluster], counts float32 [window][4] + 2 recencies, context string [column], as_of,
-    modality_version. ``user_profile``: categories string [column], numbers float32 [column], as_of.
-    ``user_onboarding``: pooled float32 [modality][dim] + 1 (number of picks), as_of, modality_version.
-    Columns with no element are left out.
+    modality. ``user_profile``: categories string [column], numbers float32 [column], as_of.
+    ``user_onboarding``: pooled float32 [modality][dim] + 1 (number of picks), as_of, modality.
+    ``as_of`` is int64, microseconds since the epoch (UTC); ``modality`` is the version of the modality
+    encoders. Columns with no element are left out, and so is a view without any. Field names carry the
+    view's prefix (``field``).
     """
 
     modalities: tuple[Modality, ...]
@@ -65,50 +93,53 @@ class RawLayout:
         """Elements of ``user_onboarding.pooled``: the vectors, then the number of picks."""
         return sum(m.dim for m in self.modalities) + 1
 
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Names of the raw views that this layout fills."""
+        profile = (PROFILE,) if self.categories or self.numbers else ()
+        return (ACTIVITY, *profile, *((ONBOARDING,) if self.onboarding else ()))
+
     def schema(self, modality_version: str) -> FeatureSchema:
         """Return the encoder's schema for this layout."""
         blocks: list[Block] = []
         pooled = histogram = 0
         for days in self.windows:
             for m in self.modalities:
-                column = f"{ACTIVITY}__pooled"
-                blocks.append(Block(f"{m.name}_{days}d", "pooled", column, pooled, m.dim))
+                source = column(ACTIVITY, "pooled")
+                blocks.append(Block(f"{m.name}_{days}d", "pooled", source, pooled, m.dim))
                 pooled += m.dim
             for m in self.modalities:
-                name, column = f"{m.name}_interests_{days}d", f"{ACTIVITY}__histogram"
-                blocks.append(Block(name, "histogram", column, histogram, m.clusters))
+                name, source = f"{m.name}_interests_{days}d", column(ACTIVITY, "histogram")
+                blocks.append(Block(name, "histogram", source, histogram, m.clusters))
                 histogram += m.clusters
-        blocks.append(Block("counts", "counts", f"{ACTIVITY}__counts", 0, self.counts_width))
-        as_of = [f"{ACTIVITY}__as_of", f"{PROFILE}__as_of"]
-        modality_columns = [f"{ACTIVITY}__modality_version"]
-        for prefix, column, names in (
-            ("context", f"{ACTIVITY}__context", self.context),
-            ("profile", f"{PROFILE}__categories", self.categories),
+        counts = column(ACTIVITY, "counts")
+        blocks.append(Block("counts", "counts", counts, 0, self.counts_width))
+        for prefix, source, names in (
+            ("context", column(ACTIVITY, "context"), self.context),
+            ("profile", column(PROFILE, "categories"), self.categories),
         ):
             blocks += [
-                Block(f"{prefix}_{name}", "category", column, k, 1) for k, name in enumerate(names)
+                Block(f"{prefix}_{name}", "category", source, k, 1) for k, name in enumerate(names)
             ]
         if self.numbers:
             blocks.append(
-                Block("numbers", "numbers", f"{PROFILE}__numbers", 0, len(self.numbers))
+                Block("numbers", "numbers", column(PROFILE, "numbers"), 0, len(self.numbers))
             )
         picks = None
         if self.onboarding:
-            column, offset = f"{ONBOARDING}__pooled", 0
+            source, offset = column(ONBOARDING, "pooled"), 0
             for m in self.modalities:
-                blocks.append(Block(f"{m.name}_onboarding", "pooled", column, offset, m.dim))
+                blocks.append(Block(f"{m.name}_onboarding", "pooled", source, offset, m.dim))
                 offset += m.dim
-            blocks.append(Block("onboarding_count", "counts", column, offset, 1))
-            picks = ColumnElement(column, offset)
-            as_of.append(f"{ONBOARDING}__as_of")
-            modality_columns.append(f"{ONBOARDING}__modality_version")
+            blocks.append(Block("onboarding_count", "counts", source, offset, 1))
+            picks = ColumnElement(source, offset)
         return FeatureSchema(
             blocks=tuple(blocks),
-            as_of_columns=tuple(as_of),
-            event_count=ColumnElement(
-                f"{ACTIVITY}__counts", (len(self.windows) - 1) * len(COUNTS_PER_WINDOW)
-            ),
+            as_of_columns=tuple(column(view, "as_of") for view in self.views),
+            event_count=ColumnElement(counts, (len(self.windows) - 1) * len(COUNTS_PER_WINDOW)),
             onboarding_count=picks,
-            modality_columns=tuple(modality_columns),
+            modality_columns=tuple(
+                column(view, "modality") for view in self.views if view != PROFILE
+            ),
             modality_version=modality_version,
         )
