@@ -10,7 +10,8 @@
         ├── ArtifactError         an encoder artifact is missing, damaged or of an unknown format
         ├── SpaceMismatch         vectors or raw features of another space or modality version
         ├── LedgerConflict        the ledger's state does not allow the step
-        └── VerificationFailed    what was written is not what is read back
+        ├── VerificationFailed    what was written is not what is read back
+        └── EvaluationFault       labels and features do not fit, or features know the label
 
 Bad arguments are ``ValueError`` or ``TypeError``; the tree is for the state of the world.
 """
@@ -21,6 +22,7 @@ __all__ = [
     "ArtifactError",
     "DataFault",
     "EmbeddingError",
+    "EvaluationFault",
     "LedgerConflict",
     "MalformedInput",
     "SpaceMismatch",
@@ -96,3 +98,7 @@ class LedgerConflict(TerminalError):
 
 class VerificationFailed(TerminalError):
     """What was read back from a store is not what was written."""
+
+
+class EvaluationFault(TerminalError):
+    """An evaluation would be wrong: labels and features do not fit, or features know the label."""
