@@ -9,6 +9,7 @@
         ├── MalformedInput        one user's raw features do not fit the encoder's schema
         ├── ArtifactError         an encoder artifact is missing, damaged or of an unknown format
         ├── SpaceMismatch         vectors or raw features of another space or modality version
+        ├── TrainingFault         training cannot go on from here
         ├── LedgerConflict        the ledger's state does not allow the step
         ├── VerificationFailed    what was written is not what is read back
         └── EvaluationFault       labels and features do not fit, or features know the label
@@ -27,6 +28,7 @@ __all__ = [
     "MalformedInput",
     "SpaceMismatch",
     "TerminalError",
+    "TrainingFault",
     "TransientError",
     "VerificationFailed",
 ]
@@ -90,6 +92,10 @@ class ArtifactError(TerminalError):
 
 class SpaceMismatch(TerminalError):
     """Vectors of one space, or raw features of one modality version, met another's."""
+
+
+class TrainingFault(TerminalError):
+    """The loss is not finite, or the checkpoint in the way belongs to another run."""
 
 
 class LedgerConflict(TerminalError):
