@@ -1,0 +1,133 @@
+"""``palate.yaml``: the settings of one feature repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from encoder.errors import DataFault
+from transforms.dataset import Dataset, load_dataset
+
+__all__ = ["CONFIG_FILE", "RepoSettings", "load_settings"]
+
+CONFIG_FILE = "palate.yaml"
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: str
+    """Path of the ``dataset.yaml``, from the repository's folder."""
+    data_dir: str = "data"
+    """Folder of everything that jobs build, from the repository's folder."""
+    ledger: str | None = None
+    """SQLAlchemy URL of the ledger; default: a SQLite file ``ledger.db`` under ``data_dir``."""
+    artifacts: str | None = None
+    """Folder or fsspec URL of the encoder artifacts; default: ``artifacts`` under ``data_dir``."""
+    memory_limit_mb: int = Field(default=2048, ge=256)
+    """What a job may hold in memory (MiB); more is spilled to disk."""
+    seed: int = 0
+    """Seed of item vectors, training and evaluation."""
+    autoencoder: dict[str, Any] = Field(default_factory=dict)
+    """Fields of ``encoder.autoencoder.AutoencoderConfig`` that differ from its defaults."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Fields of ``encoder.training.TrainingConfig`` that differ from its defaults."""
+
+
+class RepoSettings:
+    """A feature repository's settings with every path made absolute.
+
+    Attributes
+    ----------
+    repo : Path
+        Folder with ``feature_store.yaml`` and ``palate.yaml``.
+    file : validated content of ``palate.yaml``
+    """
+
+    def __init__(self, repo: Path, file: _File) -> None:
+        self.repo = repo
+        self.file = file
+        self._dataset: Dataset | None = None
+
+    @property
+    def dataset_path(self) -> Path:
+        """Absolute path of the ``dataset.yaml``."""
+        return (self.repo / self.file.dataset).resolve()
+
+    @property
+    def dataset(self) -> Dataset:
+        """The data set, read on first use."""
+        if self._dataset is None:
+            self._dataset = load_dataset(self.dataset_path)
+        return self._dataset
+
+    @property
+    def data_dir(self) -> Path:
+        """Absolute folder of everything that jobs build."""
+        return (self.repo / self.file.data_dir).resolve()
+
+    @property
+    def features_dir(self) -> Path:
+        """Folder of the raw feature views' Parquet."""
+        return self.data_dir / "features"
+
+    @property
+    def offline_dir(self) -> Path:
+        """Folder of the embedding views' Parquet, one sub-folder a view."""
+        return self.data_dir / "offline"
+
+    @property
+    def ledger_url(self) -> str:
+        """SQLAlchemy URL; a relative SQLite path is taken from the repository's folder."""
+        url = self.file.ledger
+        if url is None:
+            return f"sqlite:///{self.data_dir / 'ledger.db'}"
+        prefix = "sqlite:///"
+        if url.startswith(prefix) and not url.startswith(prefix + "/"):
+            return prefix + str(self.repo / url.removeprefix(prefix))
+        return url
+
+    @property
+    def artifacts_url(self) -> str:
+        """Absolute folder or fsspec URL of the artifact store."""
+        url = self.file.artifacts
+        if url is None:
+            return str(self.data_dir / "artifacts")
+        return url if "://" in url else str((self.repo / url).resolve())
+
+
+def load_settings(repo: str | Path) -> RepoSettings:
+    """Read ``palate.yaml`` of a feature repository.
+
+    Parameters
+    ----------
+    repo : str or Path
+        Folder that holds ``palate.yaml``.
+
+    Raises
+    ------
+    DataFault
+        No such file, no YAML mapping, or a field that is unknown or of the wrong type.
+    """
+    folder = Path(repo).resolve()
+    path = folder / CONFIG_FILE
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataFault(
+            f"{folder} has no {CONFIG_FILE}, so it is no Palate feature repository. "
+            "Name one with --repo, or run `palate init DIR`."
+        ) from None
+    except yaml.YAMLError as exc:
+        raise DataFault(f"{path} is not valid YAML: {exc}") from exc
+    try:
+        return RepoSettings(folder, _File.model_validate(raw))
+    except ValidationError as exc:
+        faults = "\n".join(
+            f"  {'.'.join(str(p) for p in e['loc']) or CONFIG_FILE}: {e['msg']}"
+            for e in exc.errors()
+        )
+        raise DataFault(f"{path} has {exc.error_count()} fault(s):\n{faults}") from exc

@@ -1,0 +1,283 @@
+"""Raw features point-in-time: the rows that training and the batch job encode."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from encoder.errors import DataFault
+from transforms.names import USER_KEY
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+__all__ = ["RawSource", "RawView", "parquet_files", "resolve_views"]
+
+_ROWS_PER_PARTITION = 100_000
+
+
+@dataclass(frozen=True)
+class RawView:
+    """Where one raw feature view's rows lie.
+
+    Attributes
+    ----------
+    name : str
+    folder : Path
+        Folder (or file) of Parquet files.
+    fields : tuple of str
+    timestamp, created : str
+        Column names of event time and created time.
+    """
+
+    name: str
+    folder: Path
+    fields: tuple[str, ...]
+    timestamp: str
+    created: str
+
+
+def resolve_views(store: FeatureStore, names: Sequence[str]) -> list[RawView]:
+    """Look raw views up by name in the Feast registry.
+
+    Raises
+    ------
+    DataFault
+        A view is not applied, has no file source, or its folder holds no Parquet file.
+    """
+    from feast import FileSource
+    from feast.errors import FeatureViewNotFoundException
+
+    views = []
+    for name in names:
+        try:
+            view = store.get_feature_view(name)
+        except FeatureViewNotFoundException:
+            raise DataFault(
+                f"The registry has no feature view {name!r}. Run `feast apply` in the repository."
+            ) from None
+        source = view.batch_source
+        if not isinstance(source, FileSource):
+            raise DataFault(
+                f"View {name!r} reads from {type(source).__name__}; this release reads raw features "
+                "from a FileSource with Parquet files."
+            )
+        folder = Path(source.path)
+        if not parquet_files(folder):
+            raise DataFault(f"{folder} holds no Parquet file. Run `palate features build` first.")
+        views.append(
+            RawView(
+                name=name,
+                folder=folder,
+                fields=tuple(f.name for f in view.features),
+                timestamp=source.timestamp_field,
+                created=source.created_timestamp_column or source.timestamp_field,
+            )
+        )
+    return views
+
+
+def parquet_files(folder: Path) -> list[Path]:
+    """Return the Parquet files of a view's folder, ordered by name; a file stands for itself."""
+    return [folder] if folder.is_file() else sorted(folder.rglob("*.parquet"))
+
+
+class RawSource:
+    """Rows of several raw views, joined as of each user's own moments.
+
+    Parameters
+    ----------
+    views : sequence of RawView
+    end : datetime
+        Only rows with an event time before it exist for this source.
+    start : datetime or None
+        A user (or moment) is in when some raw row has its event time in ``[start, end)``.
+    history : bool
+        False: one row a user, as of the newest raw row before ``end``. True: one row for each
+        distinct event time of the user's raw rows, each as of that moment.
+    memory_limit_mb : int
+        What DuckDB may hold; more is spilled to ``spill``.
+    spill : Path
+
+    Notes
+    -----
+    Users are cut into partitions by a hash of their id, so that memory follows the partition and not
+    the number of users; a partition's number is stable for the same rows. The point-in-time match runs
+    on keys alone; the wide arrays are fetched once, for the rows that matched.
+    """
+
+    def __init__(
+        self,
+        views: Sequence[RawView],
+        *,
+        end: datetime,
+        start: datetime | None = None,
+        history: bool = False,
+        memory_limit_mb: int,
+        spill: Path,
+    ) -> None:
+        self.views = list(views)
+        self.start, self.end, self.history = start, end, history
+        self._memory_limit_mb, self._spill = memory_limit_mb, spill
+        self._partitions: int | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """12 hex digits that change when rows are added to the raw views or the range moves."""
+        digest = hashlib.sha256(f"{self.start}|{self.end}|{self.history}".encode())
+        for view in self.views:
+            for path in parquet_files(view.folder):
+                rows = pq.read_metadata(path).num_rows
+                line = f"{view.name}|{path.relative_to(view.folder)}|{path.stat().st_size}|{rows}\n"
+                digest.update(line.encode())
+        return digest.hexdigest()[:12]
+
+    @property
+    def partitions(self) -> int:
+        """Number of user partitions, from the number of raw rows."""
+        if self._partitions is None:
+            rows = sum(
+                pq.read_metadata(path).num_rows
+                for view in self.views
+                for path in parquet_files(view.folder)
+            )
+            self._partitions = max(1, -(-rows // _ROWS_PER_PARTITION))
+        return self._partitions
+
+    def count(self) -> int:
+        """Return the number of rows of all partitions together."""
+        with self._connection() as db:
+            return int(db.sql(f"SELECT count(*) FROM ({self._spine(None)})").fetchall()[0][0])
+
+    def batches(
+        self, partition: int | None, *, batch_rows: int = 8192, ordered: bool = False
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield one partition's rows.
+
+        Parameters
+        ----------
+        partition : int or None
+            None: all users in one go.
+        batch_rows : int
+            Largest number of rows of a batch.
+        ordered : bool
+            Order by user and moment (a reproducible training set needs it; it costs a sort).
+
+        Yields
+        ------
+        pyarrow.RecordBatch
+            ``user_id``, ``event_timestamp`` (us, UTC: the row's moment, never earlier than any raw
+            row inside), then ``view__field`` for each field, null where the user is not in the view.
+
+        Raises
+        ------
+        DataFault
+            A raw view holds a user twice at one event time and created time.
+        """
+        with self._connection() as db:
+            expected = self._match(db, partition)
+            order = f' ORDER BY m."{USER_KEY}", m.moment' if ordered else ""
+            reader = db.sql(self._fetch() + order).to_arrow_reader(batch_rows)
+            seen = 0
+            for batch in reader:
+                seen += batch.num_rows
+                yield batch
+            if seen != expected:
+                raise DataFault(
+                    f"{expected} rows were expected and {seen} came: a raw view of "
+                    f"{', '.join(v.name for v in self.views)} holds a user twice at one event time "
+                    "and created time. Remove the duplicate rows."
+                )
+
+    def _match(self, db: duckdb.DuckDBPyConnection, partition: int | None) -> int:
+        """Make table ``matched``: each moment with the keys of the raw row that holds at it."""
+        db.execute(f"CREATE TEMP TABLE spine AS {self._spine(partition)}")
+        for k, view in enumerate(self.views):
+            # One row a user and event time: the one created last.
+            db.execute(
+                f'CREATE TEMP TABLE keys{k} AS SELECT "{USER_KEY}", "{view.timestamp}" AS ts, '
+                f'max("{view.created}") AS created FROM {self._rows(view, partition)} GROUP BY ALL'
+            )
+        joins = " ".join(
+            f'ASOF LEFT JOIN keys{k} ON spine."{USER_KEY}" = keys{k}."{USER_KEY}" '
+            f"AND spine.moment >= keys{k}.ts"
+            for k in range(len(self.views))
+        )
+        columns = ", ".join(
+            f"keys{k}.ts AS ts{k}, keys{k}.created AS created{k}" for k in range(len(self.views))
+        )
+        db.execute(
+            f'CREATE TEMP TABLE matched AS SELECT spine."{USER_KEY}", spine.moment, {columns} '
+            f"FROM spine {joins}"
+        )
+        return int(db.sql("SELECT count(*) FROM matched").fetchall()[0][0])
+
+    def _fetch(self) -> str:
+        columns = [
+            f'v{k}."{field}" AS "{view.name}__{field}"'
+            for k, view in enumerate(self.views)
+            for field in view.fields
+        ]
+        joins = " ".join(
+            f'LEFT JOIN read_parquet({_files(view)}) v{k} ON v{k}."{USER_KEY}" = m."{USER_KEY}" '
+            f'AND v{k}."{view.timestamp}" = m.ts{k} AND v{k}."{view.created}" = m.created{k}'
+            for k, view in enumerate(self.views)
+        )
+        return (
+            f'SELECT m."{USER_KEY}", m.moment AS event_timestamp, {", ".join(columns)} '
+            f"FROM matched m {joins}"
+        )
+
+    def _spine(self, partition: int | None) -> str:
+        low = "" if self.start is None else f"WHERE moment >= {_instant(self.start)}"
+        moments = " UNION ALL ".join(
+            f'SELECT "{USER_KEY}", "{view.timestamp}" AS moment FROM {self._rows(view, partition)}'
+            for view in self.views
+        )
+        if self.history:
+            return f'SELECT DISTINCT "{USER_KEY}", moment FROM ({moments}) {low}'
+        return (
+            f'SELECT "{USER_KEY}", max(moment) AS moment FROM ({moments}) {low} '
+            f'GROUP BY "{USER_KEY}"'
+        )
+
+    def _rows(self, view: RawView, partition: int | None) -> str:
+        mine = (
+            ""
+            if partition is None
+            else f' AND hash("{USER_KEY}") % {self.partitions} = {int(partition)}'
+        )
+        return (
+            f"(SELECT * FROM read_parquet({_files(view)}) "
+            f'WHERE "{view.timestamp}" < {_instant(self.end)}{mine})'
+        )
+
+    @contextmanager
+    def _connection(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        self._spill.mkdir(parents=True, exist_ok=True)
+        config: dict[str, Any] = {
+            "memory_limit": f"{self._memory_limit_mb}MB",
+            "temp_directory": str(self._spill),
+            "preserve_insertion_order": "false",
+            "TimeZone": "UTC",
+        }
+        with closing(duckdb.connect(config=config)) as db:
+            yield db
+
+
+def _files(view: RawView) -> str:
+    paths = ", ".join("'" + str(p).replace("'", "''") + "'" for p in parquet_files(view.folder))
+    return f"[{paths}]"
+
+
+def _instant(moment: datetime) -> str:
+    return f"TIMESTAMPTZ '{moment.isoformat()}'"
