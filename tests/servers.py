@@ -1,0 +1,173 @@
+"""Start a real Redis or PostgreSQL for a test, and stop it again.
+
+Each server runs in its own folder on a port that was free, and is ready when it answers its own
+protocol. As root, PostgreSQL runs as the ``postgres`` account, because it refuses to run as root.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import redis
+
+START_SECONDS = 60.0
+STOP_SECONDS = 20.0
+
+
+class ServerMissing(Exception):
+    """The server's program is not on this machine."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server."""
+
+    host: str
+    port: int
+    url: str
+
+
+def free_port() -> int:
+    """Return a TCP port on 127.0.0.1 that nothing listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def find_program(*names: str) -> Path:
+    """Return the first of ``names`` from where PostgreSQL's packages hide programs, or from PATH."""
+    folders: list[str] = []
+    if shutil.which("pg_config"):
+        asked = subprocess.run(
+            ["pg_config", "--bindir"], capture_output=True, text=True, check=True
+        )
+        folders.append(asked.stdout.strip())
+    folders += [str(path) for path in sorted(Path("/usr/lib/postgresql").glob("*/bin"))[::-1]]
+    # initdb and postgres of one folder belong together, so that folder goes before PATH.
+    for name in names:
+        for path in (*folders, None):
+            found = shutil.which(name, path=path)
+            if found:
+                return Path(found)
+    raise ServerMissing(f"{' or '.join(names)} is neither in PATH nor in {folders}")
+
+
+def _wait(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not ready():
+        if process.poll() is not None:
+            raise RuntimeError(f"server exited with {process.returncode}:\n{log.read_text()}")
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"server not ready after {START_SECONDS} s:\n{log.read_text()}")
+        time.sleep(0.02)
+
+
+@contextmanager
+def _running(
+    command: list[str], folder: Path, ready: Callable[[], bool], user: str | None = None
+) -> Iterator[None]:
+    log = folder / "server.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command, cwd=folder, stdout=out, stderr=subprocess.STDOUT, **_as(user)
+        )
+    try:
+        _wait(ready, process, log)
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _as(user: str | None) -> dict[str, Any]:
+    return {} if user is None else {"user": user, "group": user, "extra_groups": []}
+
+
+@contextmanager
+def redis_server(folder: Path) -> Iterator[Server]:
+    """Run a Redis that keeps nothing on disk; ``folder`` holds its log."""
+    program = find_program("redis-server", "valkey-server")
+    port = free_port()
+
+    def ready() -> bool:
+        try:
+            with redis.Redis(port=port, socket_timeout=1) as client:
+                return bool(client.ping())
+        except redis.ConnectionError:
+            return False
+
+    command = [str(program), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    with _running([*command, "--appendonly", "no"], folder, ready):
+        yield Server("127.0.0.1", port, f"redis://127.0.0.1:{port}")
+
+
+@contextmanager
+def postgres_server() -> Iterator[Server]:
+    """Run a PostgreSQL with a database, user and password all called ``palate``.
+
+    Its folder is directly under the temporary folder and not under pytest's, which other accounts
+    may not enter.
+    """
+    initdb, postgres = find_program("initdb"), find_program("postgres")
+    user = "postgres" if os.geteuid() == 0 else None
+    if user is not None:
+        try:
+            pwd.getpwnam(user)
+        except KeyError:
+            raise ServerMissing(
+                "PostgreSQL refuses root, and no account is called postgres"
+            ) from None
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="palate-postgres-") as name:
+        folder = Path(name)
+        password = folder / "password"
+        password.write_text("palate", encoding="utf-8")
+        if user is not None:
+            for path in (folder, password):
+                shutil.chown(path, user, user)
+        data = folder / "data"
+        subprocess.run(
+            [
+                *(initdb, "-D", data, "-U", "palate", "--pwfile", password),
+                *("-A", "scram-sha-256", "-E", "UTF8", "--locale=C", "--no-sync"),
+            ],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+            **_as(user),
+        )
+        parts: dict[str, Any] = {
+            "host": "127.0.0.1",
+            "port": port,
+            "user": "palate",
+            "password": "palate",
+        }
+
+        def ready() -> bool:
+            try:
+                with psycopg.connect(**parts, dbname="postgres", autocommit=True) as connection:
+                    connection.execute("CREATE DATABASE palate")
+            except psycopg.OperationalError:
+                return False
+            return True
+
+        options = ["-c", "fsync=off", "-c", "listen_addresses=127.0.0.1"]
+        command = [str(postgres), "-D", str(data), "-p", str(port), "-k", str(folder), *options]
+        with _running(command, folder, ready, user):
+            yield Server("127.0.0.1", port, f"postgresql://palate:palate@127.0.0.1:{port}/palate")
