@@ -1,0 +1,100 @@
+"""Do the stored and the on-demand view of a space answer the same? Read both, compare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from encoder.errors import DataFault
+from materialize.config import RepoSettings
+from materialize.source import parquet_files
+from transforms.names import USER_KEY, on_demand_view, stored_view
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+__all__ = ["Comparison", "compare_views", "sample_users"]
+
+_CHUNK = 100
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Result of ``compare_views``.
+
+    Attributes
+    ----------
+    users : int
+        Users that both views answered.
+    missing : int
+        Users that the stored view does not have.
+    max_abs_diff : float
+        Largest absolute difference of an element of an embedding.
+    same_as_of, same_status : bool
+        Whether both views agree on them for every user.
+    """
+
+    users: int
+    missing: int
+    max_abs_diff: float
+    same_as_of: bool
+    same_status: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return asdict(self)
+
+
+def sample_users(settings: RepoSettings, space: int, n: int, seed: int = 0) -> list[Any]:
+    """Return up to ``n`` users of a space's newest published run, evenly spread and reproducible.
+
+    Raises
+    ------
+    DataFault
+        The space has no rows offline.
+    """
+    users: set[Any] = set()
+    for path in parquet_files(settings.offline_dir / stored_view(space)):
+        users.update(pq.read_table(path, columns=[USER_KEY]).column(USER_KEY).to_pylist())
+    if not users:
+        raise DataFault(f"Space {space} has no rows. Run `palate materialize --space {space}`.")
+    ordered = sorted(users)
+    rng = np.random.default_rng(seed)
+    chosen = rng.choice(len(ordered), size=min(n, len(ordered)), replace=False)
+    return [ordered[k] for k in sorted(chosen.tolist())]
+
+
+def compare_views(store: FeatureStore, space: int, users: Sequence[Any]) -> Comparison:
+    """Read the same users through both views of a space and compare every element.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    space : int
+    users : sequence
+        User ids.
+    """
+    features = ("embedding", "as_of", "status")
+    largest, compared, missing, same_as_of, same_status = 0.0, 0, 0, True, True
+    for start in range(0, len(users), _CHUNK):
+        rows = [{USER_KEY: user} for user in users[start : start + _CHUNK]]
+        stored, fresh = (
+            store.get_online_features(
+                features=[f"{view}:{name}" for name in features], entity_rows=rows
+            ).to_dict()
+            for view in (stored_view(space), on_demand_view(space))
+        )
+        for row in range(len(rows)):
+            if stored["embedding"][row] is None:
+                missing += 1
+                continue
+            compared += 1
+            difference = np.subtract(stored["embedding"][row], fresh["embedding"][row])
+            largest = max(largest, float(np.abs(difference).max()))
+            same_as_of &= stored["as_of"][row] == fresh["as_of"][row]
+            same_status &= stored["status"][row] == fresh["status"][row]
+    return Comparison(compared, missing, largest, same_as_of, same_status)

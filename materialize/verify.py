@@ -1,0 +1,130 @@
+"""Reading back what a run wrote, before the ledger says it is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from encoder.errors import VerificationFailed
+from materialize.ledger import Space
+from materialize.source import parquet_files
+from transforms.names import USER_KEY
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+__all__ = ["verify_offline", "verify_online"]
+
+_SAMPLE = 200
+
+
+def verify_offline(folder: Path, expected_rows: int, space: Space) -> int:
+    """Check a published run: row count, one space only, no NaN, no null, no zero vector.
+
+    Returns
+    -------
+    int
+        Number of rows.
+
+    Raises
+    ------
+    VerificationFailed
+        Names what is wrong and in which file.
+    """
+    rows = 0
+    for path in parquet_files(folder):
+        for batch in pq.ParquetFile(path).iter_batches(
+            65_536, columns=["embedding", "space", "encoder_version"]
+        ):
+            rows += batch.num_rows
+            spaces = set(batch.column("space").unique().to_pylist())
+            versions = set(batch.column("encoder_version").unique().to_pylist())
+            if spaces != {space.number} or versions != {space.encoder_version}:
+                raise VerificationFailed(
+                    f"{path} holds spaces {sorted(spaces)} and encoder versions {sorted(versions)}; "
+                    f"only space {space.number} ({space.encoder_version}) is expected."
+                )
+            vectors = _matrix(batch.column("embedding"))
+            bad = ~np.isfinite(vectors).all(axis=1) | ~vectors.any(axis=1)
+            if bad.any():
+                raise VerificationFailed(
+                    f"{path} holds {int(bad.sum())} embedding(s) that are NaN, infinite or all zero."
+                )
+    if rows != expected_rows:
+        raise VerificationFailed(
+            f"{folder} holds {rows} rows, {expected_rows} are expected from the raw features. Did raw "
+            "features change during the run? Run the command again."
+        )
+    return rows
+
+
+def verify_online(store: FeatureStore, view: str, folder: Path) -> int:
+    """Read a sample of a published run back from the online store and compare it.
+
+    A user whose online row is newer (a stream wrote it meanwhile) is right as it is.
+
+    Returns
+    -------
+    int
+        Number of users compared.
+
+    Raises
+    ------
+    VerificationFailed
+        A sampled user is absent, older, or has another vector at the same ``as_of``.
+    """
+    written = _sample(folder)
+    if not written.num_rows:
+        return 0
+    users = written.column(USER_KEY).to_pylist()
+    answer = store.get_online_features(
+        features=[f"{view}:embedding", f"{view}:as_of"], entity_rows=[{USER_KEY: u} for u in users]
+    ).to_dict()
+    vectors = _matrix(written.column("embedding").combine_chunks())
+    moments = written.column("as_of").to_pylist()
+    for row, user in enumerate(users):
+        online, as_of = answer["embedding"][row], answer["as_of"][row]
+        if online is None or as_of < moments[row]:
+            raise VerificationFailed(
+                f"User {user} was written to {view} with as_of {moments[row]}, the online store "
+                f"answers {as_of}. Check the online store, then run the command again."
+            )
+        same = np.array_equal(np.asarray(online, np.float32), vectors[row])
+        if as_of == moments[row] and not same:
+            raise VerificationFailed(
+                f"User {user}: the online store answers another vector of {view} than was written at "
+                f"as_of {as_of}. Check the online store, then run the command again."
+            )
+    return len(users)
+
+
+def _sample(folder: Path) -> pa.Table:
+    """Return up to 200 rows, spread evenly over the run's row groups."""
+    groups = [
+        (pq.ParquetFile(path), group)
+        for path in parquet_files(folder)
+        for group in range(pq.read_metadata(path).num_row_groups)
+    ]
+    chosen = groups[:: max(1, len(groups) // 8)]
+    tables = []
+    for file, group in chosen:
+        table = file.read_row_group(group, columns=[USER_KEY, "embedding", "as_of"])
+        each = -(-_SAMPLE // len(chosen))
+        tables.append(table.take(np.unique(np.linspace(0, table.num_rows - 1, each).astype(int))))
+    return pa.concat_tables(tables)
+
+
+def _matrix(column: pa.Array) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    widths = pc.list_value_length(column).unique().to_pylist()
+    if len(widths) != 1 or column.null_count:
+        raise VerificationFailed(
+            f"Embeddings of widths {widths} with {column.null_count} null(s) were found; one width "
+            "and no null are expected."
+        )
+    flat: np.ndarray[tuple[int], np.dtype[np.float32]] = column.flatten().to_numpy()
+    return flat.reshape(len(column), widths[0])
