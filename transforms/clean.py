@@ -118,7 +118,7 @@ class CleanTables:
 
 
 def _footer(path: Path) -> bytes:
-    """Return a Parquet file's metadata as stored: 4 bytes length and a magic number end the file."""
+    """Return a Parquet file's metadata as stored; their length stands 8 bytes before the end."""
     with path.open("rb") as file:
         file.seek(-8, 2)
         length = int.from_bytes(file.read(4), "little")

@@ -1,0 +1,1 @@
+"""The parts of ``palate data validate``: sources, checks, writing, report."""
