@@ -1,0 +1,1 @@
+"""Judging an embedding: labels after a cut-off, a linear probe, baselines."""
