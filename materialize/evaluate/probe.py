@@ -25,6 +25,7 @@ BASELINES = ("raw_pooled", "popularity")
 
 _ESTABLISHED_FROM = 20
 _COLD_UP_TO = 10
+_MIN_CONTROL_RESAMPLES = 200
 
 
 @dataclass(frozen=True)
@@ -185,8 +186,10 @@ def run_probe(
         shuffled = _shuffled_within(labels.y, training, seed)
         by_chance, _ = _fit_and_score(embeddings, shuffled, labels.user_id, training, seed)
         bar.update()
+    # A few resamples give an interval too short to raise an alarm on.
+    n_control = max(n_bootstrap, _MIN_CONTROL_RESAMPLES)
     control = bootstrap_auc(
-        shuffled[~training], by_chance, users, n_resamples=n_bootstrap, seed=seed
+        shuffled[~training], by_chance, users, n_resamples=n_control, seed=seed
     ).macro_interval
     _check_control(control)
     scores[BASELINES[1]] = popularity

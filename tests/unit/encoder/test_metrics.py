@@ -15,10 +15,10 @@ from encoder.metrics import auc_macro, auc_micro, auc_per_target, bootstrap_auc
 # Rows a..d, targets 0 and 1.
 Y = np.array([[1, 0], [0, 0], [1, 1], [0, 1]], bool)
 S = np.array([[0.9, 0.1], [0.9, 0.3], [0.8, 0.2], [0.1, 0.4]])
-# Target 0: positives .9 .8, negatives .9 .1. Pairs: .9/.9 tie 0.5, .9/.1 1, .8/.9 0, .8/.1 1 -> 2.5/4.
-# Target 1: positives .2 .4, negatives .1 .3. Pairs: 1, 0, 1, 1 -> 3/4.
+# Target 0: positives .9 .8, negatives .9 .1. Pairs: .9/.9 tie .5, .9/.1 1, .8/.9 0, .8/.1 1: 2.5/4.
+# Target 1: positives .2 .4, negatives .1 .3. Pairs: 1, 0, 1, 1: 3/4.
 # All: positives .9 .8 .2 .4, negatives .9 .1 .1 .3.
-#   .9: .5+1+1+1 = 3.5; .8: 0+1+1+1 = 3; .2: 0+1+1+0 = 2; .4: 0+1+1+1 = 3 -> 11.5/16.
+#   .9: .5+1+1+1 = 3.5; .8: 0+1+1+1 = 3; .2: 0+1+1+0 = 2; .4: 0+1+1+1 = 3; sum 11.5/16.
 
 
 def test_auc_of_a_hand_computed_case() -> None:
