@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from encoder.schema import Block, ColumnElement, FeatureSchema
+
+if TYPE_CHECKING:
+    from transforms.dataset import Dataset
 
 __all__ = [
     "ACTIVITY",
@@ -22,7 +27,7 @@ COUNTS_PER_WINDOW = ("events", "weight", "active_days", "distinct_items")
 """Counts of each window, in array order (window by window, ascending)."""
 
 RECENCY = ("gap_days", "tenure_days")
-"""After the windows: days from the previous active day to ``as_of`` (0: there is none in the longest
+"""After the windows, in calendar days: from the previous active day to ``as_of`` (0: there is none in the longest
 window), and days from the first event inside the longest window to ``as_of``."""
 
 PROFILE, ACTIVITY, ONBOARDING = "user_profile", "user_activity", "user_onboarding"
@@ -72,6 +77,31 @@ class RawLayout:
     categories: tuple[str, ...] = ()
     numbers: tuple[str, ...] = ()
     onboarding: bool = False
+
+    @classmethod
+    def of(cls, dataset: Dataset, dims: Mapping[str, int] | None = None) -> RawLayout:
+        """Return the layout of a data set.
+
+        Parameters
+        ----------
+        dataset : Dataset
+        dims : mapping, optional
+            Vector length by modality, where the data decide it (brought vectors); default: what
+            ``dataset.yaml`` says, which is enough to declare views.
+        """
+        users = dataset.users
+        known = dims or {}
+        return cls(
+            modalities=tuple(
+                Modality(name, known.get(name, config.dim), config.clusters)
+                for name, config in dataset.modalities.items()
+            ),
+            windows=dataset.windows,
+            context=dataset.events.context,
+            categories=users.categories if users else (),
+            numbers=users.numbers if users else (),
+            onboarding=bool(users and users.onboarding),
+        )
 
     @property
     def pooled_width(self) -> int:

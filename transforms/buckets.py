@@ -1,0 +1,287 @@
+"""Events summed up by user, day and item, in partitions of users that fit into memory.
+
+Days are bucketed once. A build holds the days that were new or changed when it was made. When a
+day's events change (late ones, or more of a day that was not over), its fingerprint differs, that
+day alone is bucketed again, and the older build no longer answers for it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from transforms.clean import CleanTables
+from transforms.engine import DAY_US, arrow_table, bounded_connection, quoted
+
+__all__ = ["BucketUpdate", "DayBuckets", "UserDays"]
+
+logger = logging.getLogger(__name__)
+
+Ints = npt.NDArray[np.int64]
+
+_STATE = "buckets.json"
+_FORMAT = 1
+_MOST_BUILDS = 32
+"""With more builds, reading a partition would open too many files: all days are bucketed anew."""
+_ENTRY_BYTES = 120
+"""Peak memory of one (user, day, item) row while its partition is computed (measured)."""
+
+
+@dataclass(frozen=True)
+class UserDays:
+    """One partition: users' active days in order, and what they did on each.
+
+    Attributes
+    ----------
+    users : pyarrow array (n_days,)
+        User id of each active day; days are ordered by user, then date.
+    user, day, as_of : int64 (n_days,)
+        Dense number of the user; days since 1970-01-01; newest event, microseconds since the epoch.
+    context : pyarrow list<string> array (n_days,)
+        Circumstances of the day's newest event.
+    start : int64 (n_days + 1,)
+        Where each day's entries begin.
+    items : pyarrow dictionary array (n_entries,)
+        Item id of each entry; items of a day are distinct.
+    weight : float64 (n_entries,)
+    events : int64 (n_entries,)
+    """
+
+    users: pa.Array
+    user: Ints
+    day: Ints
+    as_of: Ints
+    context: pa.Array
+    start: Ints
+    items: pa.DictionaryArray
+    weight: npt.NDArray[np.float64]
+    events: Ints
+
+
+@dataclass(frozen=True)
+class BucketUpdate:
+    """What an update found: all days with events, and those it (re)built."""
+
+    days: tuple[int, ...]
+    new: tuple[int, ...]
+    changed: tuple[int, ...]
+    n_events: int
+    n_user_days: int
+
+
+class DayBuckets:
+    """The buckets under one folder.
+
+    State: ``buckets.json`` (written last) names the builds and each day's fingerprint; a folder
+    that it does not name is what a killed run left, and goes with the next update.
+
+    Parameters
+    ----------
+    folder : Path
+        Made when missing.
+    clean : CleanTables
+    memory_limit_mb : int
+        For everything this class holds at a time.
+    bytes_per_day : int
+        What the caller will hold for each active day of a user while it computes a partition.
+    """
+
+    def __init__(
+        self, folder: Path, clean: CleanTables, *, memory_limit_mb: int, bytes_per_day: int
+    ) -> None:
+        self.folder = folder
+        self._events = f"read_parquet({quoted(clean.events)})"
+        self._memory_mb = memory_limit_mb
+        self._bytes_per_day = bytes_per_day
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / _STATE
+        self._state: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        # Another DuckDB release may hash differently: every day would look changed, one by one.
+        known = (self._state.get("format"), self._state.get("duckdb"))
+        if self._state and known != (_FORMAT, duckdb.__version__):
+            logger.info("buckets were made by %s, all days are bucketed anew", known)
+            self._state = {}
+
+    @property
+    def partitions(self) -> int:
+        """Number of user partitions; 0 before the first update."""
+        return int(self._state.get("partitions", 0))
+
+    def survey(self) -> BucketUpdate:
+        """Return what an update would do; writes nothing."""
+        return self._compare(self._fingerprints())
+
+    def update(self) -> BucketUpdate:
+        """Bucket the days that are new or changed, and return which.
+
+        Safe to kill: an unfinished build is not named by the state, and a later update removes it.
+        """
+        prints = self._fingerprints()
+        found = self._compare(prints)
+        wanted = self._partitions_for(found)
+        builds = [dict(b) for b in self._state.get("builds", [])]
+        everything = wanted > self.partitions or len(builds) >= _MOST_BUILDS
+        stale = set(found.days if everything else (*found.new, *found.changed))
+        gone = set() if everything else {int(d) for d in self._state["days"]} - set(found.days)
+        if stale or gone:
+            partitions = wanted if everything else self.partitions
+            number = 1 + max((b["number"] for b in builds), default=0)
+            builds = [] if everything else builds
+            for build in builds:
+                build["days"] = sorted(set(build["days"]) - stale - gone)
+            if stale:
+                self._build(number, sorted(stale), partitions, everything, found)
+                builds.append({"number": number, "days": sorted(stale)})
+            self._state = {
+                "format": _FORMAT,
+                "duckdb": duckdb.__version__,
+                "partitions": partitions,
+                "days": prints,
+                "builds": [b for b in builds if b["days"]],
+            }
+            temporary = self.folder / f"{_STATE}.tmp"
+            temporary.write_text(json.dumps(self._state))
+            os.replace(temporary, self.folder / _STATE)
+        named = {_name(b["number"]) for b in self._state["builds"]}
+        for path in self.folder.iterdir():
+            if path.is_dir() and path.name not in named:
+                shutil.rmtree(path)
+        return found
+
+    def load(self, partition: int, first_day: int) -> UserDays | None:
+        """Return one partition's users with their days from ``first_day`` on; None: no rows."""
+        with bounded_connection(max(self._memory_mb // 4, 64), self.folder) as connection:
+            days = self._read(connection, "days", partition, first_day, "user_id, day")
+            entries = self._read(
+                connection, "entries", partition, first_day, "user_id, day, item_id"
+            )
+        if days is None or entries is None or not days.num_rows:
+            return None
+        users = days["user_id"].combine_chunks()
+        user = np.concatenate([[0], np.cumsum(_changes(users))])
+        day = days["day"].to_numpy().astype(np.int64)
+        changed = _changes(entries["user_id"].combine_chunks())
+        changed |= np.diff(entries["day"].to_numpy()) != 0
+        start = np.concatenate([[0], np.flatnonzero(changed) + 1, [entries.num_rows]])
+        return UserDays(
+            users=users,
+            user=user.astype(np.int64),
+            day=day,
+            as_of=days["as_of"].to_numpy(),
+            context=days["context"].combine_chunks(),
+            start=start.astype(np.int64),
+            items=entries["item_id"].combine_chunks().dictionary_encode(),
+            weight=entries["weight"].to_numpy(),
+            events=entries["events"].to_numpy().astype(np.int64),
+        )
+
+    def _compare(self, prints: dict[str, list[int | str]]) -> BucketUpdate:
+        old = self._state.get("days", {})
+        return BucketUpdate(
+            days=tuple(map(int, prints)),
+            new=tuple(int(d) for d in prints if d not in old),
+            changed=tuple(int(d) for d, p in prints.items() if d in old and old[d][:2] != p[:2]),
+            n_events=sum(int(p[0]) for p in prints.values()),
+            n_user_days=sum(int(p[2]) for p in prints.values()),
+        )
+
+    def _fingerprints(self) -> dict[str, list[int | str]]:
+        """Return {day: [events, checksum, users (estimate)]}, ascending."""
+        with bounded_connection(self._memory_mb // 2, self.folder) as connection:
+            rows = connection.execute(
+                f"SELECT epoch_us(ts) // {DAY_US} AS day, count(*), "
+                "sum(hash(user_id, item_id, ts, weight, context)::HUGEINT), "
+                f"approx_count_distinct(user_id) FROM {self._events} GROUP BY day ORDER BY day"
+            ).fetchall()
+        return {str(day): [n, str(checksum), users] for day, n, checksum, users in rows}
+
+    def _partitions_for(self, found: BucketUpdate) -> int:
+        needed = found.n_events * _ENTRY_BYTES + found.n_user_days * self._bytes_per_day
+        wanted = max(1, -(-needed // (self._memory_mb * 2**20 // 4)))
+        # A power of two leaves room to grow before everything is partitioned anew.
+        return int(2 ** int(np.ceil(np.log2(wanted))))
+
+    def _build(
+        self, number: int, days: list[int], partitions: int, everything: bool, found: BucketUpdate
+    ) -> None:
+        temporary = self.folder / f"{_name(number)}.tmp"
+        final = self.folder / _name(number)
+        for leftover in (temporary, final):
+            shutil.rmtree(leftover, ignore_errors=True)
+        chosen = f"ts >= make_timestamptz({days[0] * DAY_US}) AND " \
+                 f"ts < make_timestamptz({(days[-1] + 1) * DAY_US})"  # fmt: skip
+        if not everything:
+            chosen += f" AND epoch_us(ts) // {DAY_US} IN ({', '.join(map(str, days))})"
+        # md5, unlike hash(), is the same in every release: a user's partition never moves.
+        part = f"(md5_number_lower(user_id::VARCHAR) % {partitions})::INTEGER"
+        events = (
+            f"(SELECT *, (epoch_us(ts) // {DAY_US})::INTEGER AS day FROM {self._events} "
+            f"WHERE {chosen})"
+        )
+        tables = {
+            "entries": "SELECT user_id, day, item_id, sum(weight::DOUBLE) AS weight, "
+            f"count(*)::INTEGER AS events, {part} AS part FROM {{events}} "
+            "GROUP BY user_id, day, item_id",
+            # Of several newest events the largest context counts: any rule will do, chance not.
+            "days": f"SELECT user_id, day, epoch_us(max(ts)) AS as_of, "
+            f"arg_max(context, row(ts, context)) AS context, {part} AS part FROM {{events}} "
+            "GROUP BY user_id, day",
+        }
+        # DuckDB cannot spill the state of arg_max, so users are taken in slices that fit.
+        slices = min(partitions, 1 + found.n_user_days * 400 // (self._memory_mb * 2**20 // 4))
+        with bounded_connection(self._memory_mb // 2, self.folder) as connection:
+            for name, query in tables.items():
+                for k in range(slices):
+                    (target := temporary / name / f"slice{k}").mkdir(parents=True)
+                    source = f"(FROM {events} WHERE {part} % {slices} = {k})"
+                    connection.execute(
+                        f"COPY ({query.format(events=source)}) TO {quoted(target)} "
+                        "(FORMAT parquet, COMPRESSION zstd, PARTITION_BY (part))"
+                    )
+        os.replace(temporary, final)
+        logger.info("bucketed %d days into %d partitions", len(days), partitions)
+
+    def _read(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        table: str,
+        partition: int,
+        first_day: int,
+        order: str,
+    ) -> pa.Table | None:
+        parts = []
+        for build in self._state["builds"]:
+            pattern = f"{table}/slice*/part={partition}/*.parquet"
+            files = sorted((self.folder / _name(build["number"])).glob(pattern))
+            days = [d for d in build["days"] if d >= first_day]
+            if files and days:
+                listed = ", ".join(map(quoted, files))
+                parts.append(
+                    f"SELECT * EXCLUDE (part) FROM read_parquet([{listed}]) "
+                    f"WHERE day IN ({', '.join(map(str, days))})"
+                )
+        if not parts:
+            return None
+        query = f"SELECT * FROM ({' UNION ALL '.join(parts)}) ORDER BY {order}"
+        return arrow_table(connection, query)
+
+
+def _name(number: int) -> str:
+    return f"build-{number:06d}"
+
+
+def _changes(ids: pa.Array) -> npt.NDArray[np.bool_]:
+    """Return bool (n - 1,): where an id differs from the one before it."""
+    differs = pc.not_equal(ids.slice(1), ids.slice(0, len(ids) - 1))
+    return np.asarray(differs.to_numpy(zero_copy_only=False), np.bool_)
