@@ -13,25 +13,24 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from encoder.columns import batch_from_arrow
 from encoder.schema import FeatureSchema
 from materialize.config import RepoSettings
+from materialize.embedding_rows import encode_rows
 from materialize.ledger import Ledger, Space
 from materialize.online import write_online
 from materialize.source import RawSource, RawView, parquet_files, resolve_views
 from materialize.verify import verify_offline, verify_online
-from transforms.names import USER_KEY, stored_view
-from transforms.runtime import encode, load_encoder
+from transforms.names import stored_view
+from transforms.runtime import load_encoder
 
 if TYPE_CHECKING:
     from feast import FeatureStore
 
-__all__ = ["RunReport", "encode_rows", "materialize_raw", "materialize_space", "open_source"]
+__all__ = ["RunReport", "materialize_raw", "materialize_space", "open_source"]
 
 _log = logging.getLogger(__name__)
 
@@ -198,51 +197,6 @@ def open_source(
     """Return the point-in-time source of the raw views that a schema names."""
     names = tuple(dict.fromkeys(column.split("__")[0] for column in schema.columns))
     return _source(settings, resolve_views(store, names), end=end, start=start, history=history)
-
-
-def encode_rows(batch: pa.RecordBatch, space: Space, store_url: str) -> pa.RecordBatch:
-    """Encode one batch of raw rows into rows of the space's stored view.
-
-    Parameters
-    ----------
-    batch : RecordBatch
-        ``user_id`` and the raw columns ``view__field``.
-    space : Space
-    store_url : str
-        Folder or URL of the artifact store.
-
-    Returns
-    -------
-    RecordBatch
-        ``user_id``, the view's features, ``event_timestamp`` (the row's ``as_of``), ``created_timestamp``.
-    """
-    schema = load_encoder(store_url, space.encoder_version).preprocessor.schema
-    raw = batch_from_arrow(
-        batch,
-        schema.array_columns,
-        schema.text_columns,
-        (*schema.as_of_columns, *schema.modality_columns),
-        user_column=USER_KEY,
-    )
-    encoded = encode(raw, space.encoder_version, store_url)
-    n_rows, dim = encoded.embedding.shape
-    flat = pa.array(np.ascontiguousarray(encoded.embedding).reshape(-1), pa.float32())
-    instant = pa.timestamp("us", tz="UTC")
-    return pa.RecordBatch.from_pydict(
-        {
-            USER_KEY: batch.column(USER_KEY),
-            "embedding": pa.ListArray.from_arrays(
-                pa.array(np.arange(0, (n_rows + 1) * dim, dim), pa.int32()), flat
-            ),
-            "as_of": pa.array(encoded.as_of, pa.int64()),
-            "space": pa.array(np.full(n_rows, space.number), pa.int64()),
-            "encoder_version": pa.array([space.encoder_version] * n_rows, pa.string()),
-            "status": pa.array(encoded.status.tolist(), pa.string()),
-            "n_events": pa.array(encoded.n_events, pa.int64()),
-            "event_timestamp": pa.array(encoded.as_of, pa.int64()).cast(instant),
-            "created_timestamp": pa.array([datetime.now(timezone.utc)] * n_rows, instant),
-        }
-    )
 
 
 def _schema(settings: RepoSettings, space: Space) -> FeatureSchema:

@@ -1,0 +1,361 @@
+"""The ``palate`` command: the steps of the main job, one by one.
+
+Heavy modules are imported inside the commands, so that ``palate --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from materialize.context import Context
+
+__all__ = ["main"]
+
+_REPO = click.option(
+    "--repo",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=Path(),
+    envvar="PALATE_REPO",
+    show_default="current folder",
+    help="Feature repository (holds palate.yaml).",
+)
+_SPACE = click.option("--space", type=int, show_default="newest", help="Number of the space.")
+_DRY_RUN = click.option("--dry-run", is_flag=True, help="Print the plan; write nothing.")
+_QUIET = click.option("--quiet", is_flag=True, help="No progress bars.")
+
+
+class _Group(click.Group):
+    """Prints Palate's own errors as a message, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from encoder.errors import EmbeddingError, EvaluationFault, LedgerConflict
+
+        try:
+            return super().invoke(ctx)
+        except (LedgerConflict, EvaluationFault) as exc:
+            click.echo(f"Refused: {exc}", err=True)
+            sys.exit(3)
+        except EmbeddingError as exc:
+            click.echo(f"Error: {exc}", err=True)
+            sys.exit(1)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="palate")
+@click.option("-v", "--verbose", is_flag=True, help="Log to stderr what each step does.")
+def main(verbose: bool) -> None:
+    """Learn one user embedding from raw features and serve it as a Feast feature.
+
+    Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused (a check did not pass).
+    """
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        stream=sys.stderr,
+        format="%(levelname)s %(name)s: %(message)s",
+    )
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--dataset", default="my_data", show_default=True, help="Shipped data set to name.")
+def init(folder: Path, dataset: str) -> None:
+    """Write a feature repository into FOLDER for your own data."""
+    from materialize.template import init_repository
+
+    for path in init_repository(folder, dataset):
+        click.echo(path)
+    click.echo(
+        f"\nNext: fill in {folder}/datasets/{dataset}.yaml, then\n"
+        f"  palate data validate --repo {folder}"
+    )
+
+
+@main.group()
+def data() -> None:
+    """Check or fetch data."""
+
+
+@data.command()
+@_REPO
+@_DRY_RUN
+@_QUIET
+def validate(repo: Path, dry_run: bool, quiet: bool) -> None:
+    """Check events, users and items; keep the good rows, set the faulty ones aside."""
+    from materialize.config import load_settings
+    from materialize.validate import validate as run
+
+    settings = load_settings(repo)
+    report = run(
+        settings.dataset,
+        settings.data_dir,
+        dry_run=dry_run,
+        memory_limit_mb=settings.file.memory_limit_mb,
+        progress=not quiet,
+    )
+    click.echo(report.as_table())
+
+
+@data.command()
+@click.argument("name")
+@click.option(
+    "--to", type=click.Path(path_type=Path), default=Path("raw"), show_default=True, help="Folder."
+)
+@_QUIET
+def fetch(name: str, to: Path, quiet: bool) -> None:
+    """Download the public data set NAME from its official address."""
+    from materialize.fetch import fetch as run
+
+    click.echo(run(name, to, progress=not quiet))
+
+
+@main.group()
+def features() -> None:
+    """Raw features."""
+
+
+@features.command()
+@_REPO
+@_DRY_RUN
+@_QUIET
+def build(repo: Path, dry_run: bool, quiet: bool) -> None:
+    """Fit item vectors, then build the raw feature views' Parquet; goes on where it stopped."""
+    from materialize.config import load_settings
+    from materialize.features import build_features
+    from transforms.clean import CleanTables
+
+    settings = load_settings(repo)
+    report = build_features(
+        settings.dataset,
+        CleanTables(settings.data_dir),
+        settings.features_dir,
+        memory_limit_mb=settings.file.memory_limit_mb,
+        seed=settings.file.seed,
+        progress=not quiet,
+        dry_run=dry_run,
+    )
+    _print(report.to_dict())
+
+
+@main.command()
+@_REPO
+@click.option("--no-resume", is_flag=True, help="Start over instead of using a checkpoint.")
+@_QUIET
+def train(repo: Path, no_resume: bool, quiet: bool) -> None:
+    """Train an encoder on everything before the cut-off and register it as a new space."""
+    from materialize.train import train_space
+
+    context = _context(repo)
+    report = train_space(
+        context.store,
+        context.settings,
+        context.ledger,
+        resume=not no_resume,
+        progress=not quiet,
+    )
+    last = report.history[-1]
+    _print(
+        {
+            "space": report.space.number,
+            "encoder_version": report.space.encoder_version,
+            "new": report.new,
+            "training_rows": report.rows,
+            "epochs": len(report.history),
+            "validation_loss": last["validation_loss"],
+        }
+    )
+    click.echo("Next: `feast apply`, then `palate materialize`.", err=True)
+
+
+@main.command()
+@_REPO
+@_SPACE
+@click.option("--start", type=click.DateTime(), help="UTC, inclusive; default: all users.")
+@click.option("--end", type=click.DateTime(), help="UTC, exclusive; default: now.")
+@click.option(
+    "--from-history", is_flag=True, help="Fill one row per user and snapshot, offline only."
+)
+@click.option("--raw/--no-raw", default=True, show_default=True, help="Raw views online, too.")
+@_DRY_RUN
+@_QUIET
+def materialize(
+    repo: Path,
+    space: int | None,
+    start: datetime | None,
+    end: datetime | None,
+    from_history: bool,
+    raw: bool,
+    dry_run: bool,
+    quiet: bool,
+) -> None:
+    """Encode users and write their embeddings offline and online."""
+    from dataclasses import asdict
+
+    from materialize.batch import materialize_raw, materialize_space
+
+    context = _context(repo)
+    chosen = context.ledger.space(space)
+    until = _utc(end) or datetime.now(timezone.utc)
+    if raw and not from_history and not dry_run:
+        views = tuple(chosen.facts["raw_views"])
+        rows = materialize_raw(
+            context.store, context.settings, views, end=until, progress=not quiet
+        )
+        _print({"raw_rows_online": rows})
+    report = materialize_space(
+        context.store,
+        context.settings,
+        context.ledger,
+        chosen,
+        start=_utc(start),
+        end=until,
+        from_history=from_history,
+        dry_run=dry_run,
+        progress=not quiet,
+    )
+    _print(asdict(report))
+
+
+@main.command()
+@_REPO
+@_SPACE
+def evaluate(repo: Path, space: int | None) -> None:
+    """Judge a space with a linear probe on a point-in-time training set."""
+    from materialize.evaluate.job import evaluate_space
+    from materialize.results import save_evaluation
+
+    context = _context(repo)
+    chosen = context.ledger.space(space)
+    evaluation = evaluate_space(context.store, context.settings, chosen)
+    path = save_evaluation(context.settings, chosen, evaluation)
+    _print(evaluation.probe.to_dict()["groups"])
+    click.echo(f"Written to {path}", err=True)
+
+
+@main.command()
+@_REPO
+@_SPACE
+@click.option("--output", type=click.Path(path_type=Path), default=Path("report.html"))
+def report(repo: Path, space: int | None, output: Path) -> None:
+    """Write a self-contained HTML report of a space."""
+    from materialize.results import report_space
+
+    context = _context(repo)
+    click.echo(
+        report_space(context.store, context.settings, context.ledger.space(space), output)
+    )
+
+
+@main.group()
+def spaces() -> None:
+    """Embedding spaces."""
+
+
+@spaces.command("list")
+@_REPO
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_spaces(repo: Path, as_json: bool) -> None:
+    """List all spaces, oldest first."""
+    from materialize.context import open_ledger
+
+    rows = [_space_row(space) for space in open_ledger(repo).spaces()]
+    if as_json:
+        _print(rows)
+        return
+    click.echo(f"{'space':>5}  {'encoder':<12}  {'state':<8}  {'created':<20}  data set")
+    for row in rows:
+        click.echo(
+            f"{row['space']:>5}  {row['encoder_version']:<12}  {row['state']:<8}  "
+            f"{row['created_at'][:19]:<20}  {row['facts'].get('dataset', '')}"
+        )
+
+
+@spaces.command("show")
+@_REPO
+@click.argument("number", type=int)
+def show_space(repo: Path, number: int) -> None:
+    """Print what is known of space NUMBER and its runs, as JSON."""
+    from dataclasses import asdict
+
+    from materialize.context import open_ledger
+
+    ledger = open_ledger(repo)
+    row = _space_row(ledger.space(number))
+    _print(row | {"runs": [asdict(run) for run in ledger.runs(number)]})
+
+
+@spaces.command("compare")
+@_REPO
+@_SPACE
+@click.option("--users", "n_users", type=int, default=200, show_default=True)
+@click.option("--limit", type=float, default=1e-5, show_default=True, help="Largest difference.")
+def compare(repo: Path, space: int | None, n_users: int, limit: float) -> None:
+    """Read the same users stored and on demand; exit with 3 when they differ."""
+    from materialize.compare import compare_views, sample_users
+
+    context = _context(repo)
+    number = context.ledger.space(space).number
+    users = sample_users(context.settings, number, n_users)
+    comparison = compare_views(context.store, number, users)
+    _print(comparison.to_dict())
+    agree = comparison.same_as_of and comparison.same_status and not comparison.missing
+    if not agree or comparison.max_abs_diff > limit:
+        sys.exit(3)
+
+
+@main.command()
+@_REPO
+def doctor(repo: Path) -> None:
+    """Check the installation, the repository and the stores; say what to do about each fault."""
+    from materialize.doctor import examine
+
+    checks = examine(repo)
+    for check in checks:
+        click.echo(f"{check.outcome:<5} {check.name}: {check.detail}")
+        if check.remedy:
+            click.echo(f"      -> {check.remedy}")
+    if any(check.outcome == "FAIL" for check in checks):
+        sys.exit(1)
+
+
+@main.command()
+@click.option("--output", type=click.Path(path_type=Path), default=Path("demo-output"))
+@click.option("--dataset", help="Shipped data set under PALATE_DATA, or `simulated`.")
+def demo(output: Path, dataset: str | None) -> None:
+    """Run the whole main job with embedded stores, from raw events to a report."""
+    from materialize.demo import run_demo
+
+    click.echo(run_demo(output, dataset))
+
+
+def _context(repo: Path) -> Context:
+    from materialize.context import Context
+
+    return Context(repo)
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    return None if moment is None else moment.replace(tzinfo=timezone.utc)
+
+
+def _space_row(space: Any) -> dict[str, Any]:
+    return {
+        "space": space.number,
+        "encoder_version": space.encoder_version,
+        "state": space.state,
+        "created_at": space.created_at.isoformat(),
+        "artifact_url": space.artifact_url,
+        "facts": dict(space.facts),
+    }
+
+
+def _print(value: object) -> None:
+    click.echo(json.dumps(value, indent=2, default=str))
+

@@ -1,0 +1,93 @@
+"""Rows of a stored embedding view: their Arrow schema, and how raw rows become them."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from encoder.columns import batch_from_arrow
+from materialize.ledger import Space
+from transforms.names import USER_KEY
+from transforms.runtime import encode, load_encoder
+
+__all__ = ["embedding_schema", "encode_rows", "ensure_readable"]
+
+_INSTANT = pa.timestamp("us", tz="UTC")
+
+
+def embedding_schema(user_type: pa.DataType) -> pa.Schema:
+    """Return the columns of a stored embedding view's Parquet files."""
+    return pa.schema(
+        [
+            (USER_KEY, user_type),
+            ("embedding", pa.list_(pa.float32())),
+            ("as_of", pa.int64()),
+            ("space", pa.int64()),
+            ("encoder_version", pa.string()),
+            ("status", pa.string()),
+            ("n_events", pa.int64()),
+            ("event_timestamp", _INSTANT),
+            ("created_timestamp", _INSTANT),
+        ]
+    )
+
+
+def encode_rows(batch: pa.RecordBatch, space: Space, store_url: str) -> pa.RecordBatch:
+    """Encode one batch of raw rows into rows of the space's stored view.
+
+    Parameters
+    ----------
+    batch : RecordBatch
+        ``user_id`` and the raw columns ``view__field``.
+    space : Space
+    store_url : str
+        Folder or URL of the artifact store.
+
+    Returns
+    -------
+    RecordBatch
+        In ``embedding_schema``; ``event_timestamp`` is the row's ``as_of``.
+    """
+    schema = load_encoder(store_url, space.encoder_version).preprocessor.schema
+    raw = batch_from_arrow(
+        batch,
+        schema.array_columns,
+        schema.text_columns,
+        (*schema.as_of_columns, *schema.modality_columns),
+        user_column=USER_KEY,
+    )
+    encoded = encode(raw, space.encoder_version, store_url)
+    n_rows, dim = encoded.embedding.shape
+    users = batch.column(USER_KEY)
+    return pa.RecordBatch.from_arrays(
+        [
+            users,
+            pa.ListArray.from_arrays(
+                pa.array(np.arange(0, (n_rows + 1) * dim, dim), pa.int32()),
+                pa.array(np.ascontiguousarray(encoded.embedding).reshape(-1), pa.float32()),
+            ),
+            pa.array(encoded.as_of, pa.int64()),
+            pa.array(np.full(n_rows, space.number), pa.int64()),
+            pa.array([space.encoder_version] * n_rows, pa.string()),
+            pa.array(encoded.status.tolist(), pa.string()),
+            pa.array(encoded.n_events, pa.int64()),
+            pa.array(encoded.as_of, pa.int64()).cast(_INSTANT),
+            pa.array([datetime.now(timezone.utc)] * n_rows, _INSTANT),
+        ],
+        schema=embedding_schema(users.type),
+    )
+
+
+def ensure_readable(folder: Path, user_type: pa.DataType) -> None:
+    """Give a view's folder one Parquet file without rows: Feast cannot read a folder without any."""
+    path = folder / "empty.parquet"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".parquet.tmp")
+        pq.write_table(embedding_schema(user_type).empty_table(), temporary)
+        os.replace(temporary, path)

@@ -1,0 +1,170 @@
+"""``palate train``: raw features before the cut-off -> encoder -> artifact -> a new space."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from encoder.errors import DataFault
+from encoder.modality import ModalityEncoders
+from encoder.schema import FeatureSchema
+from materialize.batch import open_source
+from materialize.config import RepoSettings
+from materialize.embedding_rows import ensure_readable
+from materialize.features import current_modalities
+from materialize.ledger import Ledger, Space
+from materialize.source import RawSource
+from transforms.layout import RawLayout
+from transforms.names import USER_KEY, stored_view
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+__all__ = ["TrainReport", "train_space"]
+
+_log = logging.getLogger(__name__)
+
+_ROW_GROUP = 8_192
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a training did.
+
+    Attributes
+    ----------
+    space : Space
+    rows : int
+        Training rows: moments before the cut-off at which a user's raw features changed.
+    history : list of dict
+        Losses per epoch.
+    new : bool
+        False: the same data and settings were trained before, and gave this space.
+    """
+
+    space: Space
+    rows: int
+    history: list[dict[str, Any]]
+    new: bool
+
+
+def train_space(
+    store: FeatureStore,
+    settings: RepoSettings,
+    ledger: Ledger,
+    *,
+    resume: bool = True,
+    progress: bool = True,
+) -> TrainReport:
+    """Train an encoder on everything before the cut-off and register its space.
+
+    Parameters
+    ----------
+    store : FeatureStore
+        With the raw views applied.
+    settings : RepoSettings
+    ledger : Ledger
+    resume : bool
+        Go on from a checkpoint of the same data and settings, when there is one.
+    progress : bool
+        Show bars on stderr.
+
+    Raises
+    ------
+    DataFault
+        Raw features are not applied or not built, or hold no row before the cut-off.
+    TrainingFault
+        The loss is not finite, or a checkpoint belongs to other data.
+
+    Notes
+    -----
+    Safe to repeat: training rows and checkpoints are kept under ``data_dir/training`` until the space
+    is registered, the artifact is content addressed, and the ledger row comes last.
+    """
+    from encoder.artifact import EncoderArtifact
+    from encoder.autoencoder import AutoencoderConfig
+    from encoder.preprocessing import Preprocessor
+    from encoder.rows import RowSource
+    from encoder.store import ArtifactStore
+    from encoder.training import TrainingConfig, train
+
+    dataset = settings.dataset
+    modalities = current_modalities(settings.features_dir)
+    schema = _layout(settings, modalities).schema(modalities.version)
+    source = open_source(store, settings, schema, end=dataset.evaluation.cutoff, history=True)
+    folder = settings.data_dir / "training" / source.fingerprint
+    rows = _write_rows(source, folder / "rows", schema, progress=progress)
+    row_source = RowSource(folder / "rows", schema, user_column=USER_KEY)
+    preprocessor = Preprocessor.fit(schema, row_source.batches("training"))
+    model_config = AutoencoderConfig(**_tupled({"seed": settings.file.seed} | settings.file.autoencoder))
+    config = TrainingConfig(
+        model=model_config, **{"seed": settings.file.seed} | settings.file.training
+    )
+    result = train(
+        row_source, preprocessor, config, folder / "checkpoint", resume=resume, progress=progress
+    )
+    history = [asdict(record) for record in result.history]
+    facts = {
+        "dataset": dataset.name,
+        "cutoff": dataset.evaluation.cutoff.isoformat(),
+        "windows": list(dataset.windows),
+        "modality_version": modalities.version,
+        "raw_views": list(dict.fromkeys(c.split("__")[0] for c in schema.columns)),
+        "training_rows": rows,
+        "embedding_dim": model_config.embedding_dim,
+        "best_epoch": result.best_epoch,
+    }
+    artifact = EncoderArtifact.build(
+        result.model, preprocessor, modalities, facts=facts, history=history
+    )
+    url = ArtifactStore(settings.artifacts_url).save(artifact)
+    known = {space.encoder_version for space in ledger.spaces()}
+    space = ledger.register(artifact.encoder_version, url, facts)
+    user_type = pq.read_schema(folder / "rows" / "rows.parquet").field(USER_KEY).type
+    ensure_readable(settings.offline_dir / stored_view(space.number), user_type)
+    shutil.rmtree(folder, ignore_errors=True)
+    _log.info("space %s is encoder version %s", space.number, space.encoder_version)
+    return TrainReport(space, rows, history, artifact.encoder_version not in known)
+
+
+def _layout(settings: RepoSettings, modalities: ModalityEncoders) -> RawLayout:
+    return RawLayout.of(settings.dataset, {m.name: m.dim for m in modalities.modalities})
+
+
+def _write_rows(source: RawSource, folder: Path, schema: FeatureSchema, *, progress: bool) -> int:
+    """Write the training rows once, ordered, so that equal data give an equal encoder."""
+    path = folder / "rows.parquet"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".parquet.tmp")
+        columns = [USER_KEY, *schema.columns]
+        writer: pq.ParquetWriter | None = None
+        with tqdm(
+            total=source.count(), desc="training rows", unit="row", disable=not progress
+        ) as bar:
+            for batch in source.batches(None, batch_rows=_ROW_GROUP, ordered=True):
+                rows = batch.select(columns)
+                if writer is None:
+                    writer = pq.ParquetWriter(temporary, rows.schema, compression="zstd")
+                writer.write_batch(rows, row_group_size=_ROW_GROUP)
+                bar.update(rows.num_rows)
+        if writer is None:
+            raise DataFault(
+                f"No raw feature row lies before the cut-off {source.end.isoformat()}. "
+                "Move evaluation.cutoff in dataset.yaml, then build the features again."
+            )
+        writer.close()
+        os.replace(temporary, path)
+    return int(pq.read_metadata(path).num_rows)
+
+
+def _tupled(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
