@@ -103,6 +103,30 @@ class RawLayout:
             onboarding=bool(users and users.onboarding),
         )
 
+    @classmethod
+    def of(cls, dataset: Dataset, dims: Mapping[str, int] | None = None) -> RawLayout:
+        """Return the layout of a data set.
+
+        Parameters
+        ----------
+        dataset : Dataset
+        dims : mapping of str to int, optional
+            Vector length of each modality as fitted; brought vectors keep the length they came with.
+            Default: as configured, enough to declare views, whose types have no width.
+        """
+        users = dataset.users
+        return cls(
+            modalities=tuple(
+                Modality(name, (dims or {}).get(name, m.dim), m.clusters)
+                for name, m in dataset.modalities.items()
+            ),
+            windows=dataset.windows,
+            context=dataset.events.context,
+            categories=users.categories if users else (),
+            numbers=users.numbers if users else (),
+            onboarding=bool(users and users.onboarding),
+        )
+
     @property
     def pooled_width(self) -> int:
         """Elements of ``user_activity.pooled``."""
