@@ -27,8 +27,8 @@ COUNTS_PER_WINDOW = ("events", "weight", "active_days", "distinct_items")
 """Counts of each window, in array order (window by window, ascending)."""
 
 RECENCY = ("gap_days", "tenure_days")
-"""After the windows, in calendar days: from the previous active day to ``as_of`` (0: there is none in the longest
-window), and days from the first event inside the longest window to ``as_of``."""
+"""After the windows, in calendar days: from the previous active day to ``as_of`` (0: there is none
+in the longest window), and from the first active day in the longest window to ``as_of``."""
 
 PROFILE, ACTIVITY, ONBOARDING = "user_profile", "user_activity", "user_onboarding"
 
