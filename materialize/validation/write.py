@@ -40,8 +40,7 @@ def write_clean(
     written = {
         "events": _copy(
             con,
-            "SELECT user_id, item_id, ts, weight, session, service, context "
-            f"FROM parsed_events ANTI JOIN rejected_events USING ({_POS})",
+            f"SELECT user_id, item_id, ts, weight, session, service, context FROM {_events(con)}",
             clean.folder / "events" / "part-0.parquet",
         )
     }
@@ -66,8 +65,7 @@ def write_rejected(
     A column of the user that is called ``reason`` becomes ``reason_given``.
     """
     for name, table in tables.items():
-        row = con.execute(f"SELECT count(*) FROM rejected_{name}").fetchone()
-        if row is None or row[0] == 0:
+        if _count(con, f"rejected_{name}") == 0:
             continue
         taken = {column.lower(): column for column in table.columns}
         given = "reason_given"
@@ -83,12 +81,21 @@ def write_rejected(
         )
 
 
+def _events(con: duckdb.DuckDBPyConnection) -> str:
+    """Return the kept events in the order of the source.
+
+    A scan keeps that order, a join does not: only where rows were rejected must they be sorted.
+    """
+    if _count(con, "rejected_events") == 0:
+        return "parsed_events"
+    return f"parsed_events ANTI JOIN rejected_events USING ({_POS}) ORDER BY {_POS}"
+
+
 def _users(con: duckdb.DuckDBPyConnection, dataset: Dataset, events: str) -> str:
     """Return the users of the table and of the events, the former with what is known of them."""
     known = "u.onboarding"
     joins = ""
-    has_picks = con.execute("SELECT count(*) FROM duckdb_tables() WHERE table_name = 'picks'")
-    if has_picks.fetchone() != (0,):
+    if _count(con, "duckdb_tables() WHERE table_name = 'picks'"):
         known = "CASE WHEN u.user_id IS NULL THEN NULL ELSE coalesce(p.known, []) END"
         joins = f"LEFT JOIN picks p ON p.{_POS} = u.{_POS}"
     categories = len(dataset.users.categories) if dataset.users else 0
@@ -118,6 +125,11 @@ def _items(dataset: Dataset, events: str, clean: CleanTables) -> str:
         f"SELECT item_id FROM {events} UNION "
         f"SELECT unnest(onboarding) FROM read_parquet({literal(clean.users)})) ORDER BY item_id"
     )
+
+
+def _count(con: duckdb.DuckDBPyConnection, source: str) -> int:
+    row = con.execute(f"SELECT count(*) FROM {source}").fetchone()
+    return 0 if row is None else int(row[0])
 
 
 def _copy(con: duckdb.DuckDBPyConnection, select: str, path: Path) -> int:
