@@ -31,6 +31,12 @@ settings.load_profile("ci" if os.environ.get("CI", "").lower() in {"1", "true"} 
 SEED = 20_260_101
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep pytest-randomly's random order, but not its seeds: they differ from run to run."""
+    if hasattr(config.option, "randomly_reset_seed"):
+        config.option.randomly_reset_seed = False
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Third-party code that draws from global generators draws the same numbers in every run."""

@@ -47,7 +47,7 @@ def free_port() -> int:
 
 
 def find_program(*names: str) -> Path:
-    """Return the first of ``names`` from where PostgreSQL's packages hide programs, or from PATH."""
+    """Return the first of ``names`` found where PostgreSQL hides its programs, or in PATH."""
     folders: list[str] = []
     if shutil.which("pg_config"):
         asked = subprocess.run(
