@@ -29,8 +29,11 @@ MAY_IMPORT = {
 # These cannot do anything without the library; everything else imports it in a function.
 TORCH_ON_LOAD = {
     "encoder/autoencoder.py",
+    "encoder/checkpoint.py",
+    "encoder/export.py",
     "encoder/heads.py",
     "encoder/losses.py",
+    "encoder/placement.py",
     "encoder/training.py",
 }
 FEAST_ON_LOAD = {
