@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -153,7 +154,7 @@ class Corruption(nn.Module):
             On the inputs' device; the only source of randomness.
         """
         device = inputs.device
-        values, present = inputs.split([self.n_values, len(self.owner)], dim=1)
+        values, present = inputs[:, : self.n_values], inputs[:, self.n_values :]
         luck = torch.rand(present.shape, generator=generator, device=device)
         # The luckiest present block always stays; when any stays, it is among them anyway.
         luckiest = (luck * present).argmax(dim=1, keepdim=True)  # (n, 1)
@@ -170,6 +171,6 @@ class Corruption(nn.Module):
 
 def _mlp(widths: Sequence[int]) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
+    for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), nn.SELU()]
     return nn.Sequential(*layers[:-1])

@@ -20,7 +20,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 @dataclass(frozen=True)
 class Placement:
-    """This process's device and its place among the processes that train together.
+    """A process's device and its place among the processes that train together.
 
     Attributes
     ----------

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -31,6 +32,7 @@ __all__ = ["EpochRecord", "TrainingConfig", "TrainingResult", "train"]
 logger = logging.getLogger(__name__)
 
 _VALIDATION_ROWS = 8192
+_SAMPLE_ROWS = 256
 _VALIDATION = 2**31
 """In place of an epoch in the seed: every epoch is validated under the same corruption."""
 
@@ -39,7 +41,7 @@ _VALIDATION = 2**31
 class TrainingConfig:
     """Everything that training depends on besides the rows."""
 
-    model: AutoencoderConfig = AutoencoderConfig()
+    model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     """The network and its corruption."""
     batch_size: int = 512
     """Rows a step, over all processes together."""
@@ -150,6 +152,8 @@ class TrainingResult:
     stopped_early : bool
         Whether ``patience`` ran out before ``max_epochs``.
     n_training_rows, n_validation_rows : int
+    sample : float32 (at most 256, n_inputs)
+        Inputs of held-out rows, to check the exported graph with.
     """
 
     model: DenoisingAutoencoder
@@ -158,6 +162,7 @@ class TrainingResult:
     stopped_early: bool
     n_training_rows: int
     n_validation_rows: int
+    sample: npt.NDArray[np.float32]
 
 
 @dataclass
@@ -201,7 +206,7 @@ def train(
     Randomness comes from ``config.seed``, the epoch and the step only, and a checkpoint holds
     weights, optimiser state and sums: a run that is killed and called again ends with the same
     bits as one that was not (same machine, torch version and number of threads). A finished run
-    that is called again returns its result at once.
+    that is called again returns its result without training.
 
     Several GPUs: start the calling program with ``torchrun --nproc-per-node=N``.
 
@@ -291,7 +296,7 @@ def train(
                             f"Lower learning_rate ({config.learning_rate}) and train again."
                         )
                     optimizer.zero_grad(set_to_none=True)
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    loss.backward()
                     nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
                     optimizer.step()
 
@@ -331,6 +336,7 @@ def train(
                     "run %s epoch %s: train %.4f, validation %.4f, %.0f rows/s",
                     *(run, record.epoch, train_loss, validation_loss, record.rows_per_second),
                 )
+        sample = inputs.validation.read(0, min(_SAMPLE_ROWS, inputs.validation.n_rows))
         place.wait()
         if place.leads:
             shutil.rmtree(cache)
@@ -344,6 +350,7 @@ def train(
         stopped_early=at.epoch < config.max_epochs,
         n_training_rows=inputs.training.n_rows,
         n_validation_rows=inputs.validation.n_rows,
+        sample=sample,
     )
 
 
