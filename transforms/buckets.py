@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import pyarrow.compute as pc
 from transforms.clean import CleanTables
 from transforms.engine import DAY_US, arrow_table, bounded_connection, quoted
 
-__all__ = ["BucketUpdate", "DayBuckets", "UserDays"]
+__all__ = ["DayBuckets", "DaySurvey", "UserDays", "survey_days"]
 
 logger = logging.getLogger(__name__)
 
@@ -70,14 +71,51 @@ class UserDays:
 
 
 @dataclass(frozen=True)
-class BucketUpdate:
-    """What an update found: all days with events, and those it (re)built."""
+class DaySurvey:
+    """What the events' days hold.
 
-    days: tuple[int, ...]
-    new: tuple[int, ...]
-    changed: tuple[int, ...]
-    n_events: int
-    n_user_days: int
+    Attributes
+    ----------
+    prints : dict of str to tuple (events, checksum, users)
+        By day number, ascending; the number of users is an estimate.
+    """
+
+    prints: dict[str, tuple[int, str, int]]
+
+    @property
+    def days(self) -> tuple[int, ...]:
+        """Days with events, ascending."""
+        return tuple(map(int, self.prints))
+
+    @property
+    def n_events(self) -> int:
+        """Events in all."""
+        return sum(p[0] for p in self.prints.values())
+
+    @property
+    def n_user_days(self) -> int:
+        """Active days of all users, an estimate."""
+        return sum(p[2] for p in self.prints.values())
+
+    def stale_in(self, other: Mapping[str, Sequence[int | str]]) -> set[int]:
+        """Return the days that ``other`` (prints, also from JSON) lacks or has other events for."""
+        return {
+            int(d)
+            for d, p in self.prints.items()
+            if d not in other or list(other[d])[:2] != [*p[:2]]
+        }
+
+
+def survey_days(clean: CleanTables, memory_limit_mb: int, spill: Path | None = None) -> DaySurvey:
+    """Read all events once, and return each day's fingerprint."""
+    with bounded_connection(memory_limit_mb, spill) as connection:
+        rows = connection.execute(
+            f"SELECT epoch_us(ts) // {DAY_US} AS day, count(*), "
+            "sum(hash(user_id, item_id, ts, weight, context)::HUGEINT), "
+            f"approx_count_distinct(user_id) FROM read_parquet({quoted(clean.events)}) "
+            "GROUP BY day ORDER BY day"
+        ).fetchall()
+    return DaySurvey({str(day): (n, str(checksum), users) for day, n, checksum, users in rows})
 
 
 class DayBuckets:
@@ -89,7 +127,7 @@ class DayBuckets:
     Parameters
     ----------
     folder : Path
-        Made when missing.
+        Made by the first update.
     clean : CleanTables
     memory_limit_mb : int
         For everything this class holds at a time.
@@ -101,10 +139,10 @@ class DayBuckets:
         self, folder: Path, clean: CleanTables, *, memory_limit_mb: int, bytes_per_day: int
     ) -> None:
         self.folder = folder
+        self._clean = clean
         self._events = f"read_parquet({quoted(clean.events)})"
         self._memory_mb = memory_limit_mb
         self._bytes_per_day = bytes_per_day
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / _STATE
         self._state: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         # Another DuckDB release may hash differently: every day would look changed, one by one.
@@ -118,22 +156,19 @@ class DayBuckets:
         """Number of user partitions; 0 before the first update."""
         return int(self._state.get("partitions", 0))
 
-    def survey(self) -> BucketUpdate:
-        """Return what an update would do; writes nothing."""
-        return self._compare(self._fingerprints())
-
-    def update(self) -> BucketUpdate:
-        """Bucket the days that are new or changed, and return which.
+    def update(self) -> DaySurvey:
+        """Bucket the days that are new or changed, and return what all days hold.
 
         Safe to kill: an unfinished build is not named by the state, and a later update removes it.
         """
-        prints = self._fingerprints()
-        found = self._compare(prints)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        found = survey_days(self._clean, self._memory_mb // 2, self.folder)
         wanted = self._partitions_for(found)
         builds = [dict(b) for b in self._state.get("builds", [])]
         everything = wanted > self.partitions or len(builds) >= _MOST_BUILDS
-        stale = set(found.days if everything else (*found.new, *found.changed))
-        gone = set() if everything else {int(d) for d in self._state["days"]} - set(found.days)
+        old = {} if everything else self._state["days"]
+        stale = found.stale_in(old)
+        gone = set(map(int, old)) - set(found.days)
         if stale or gone:
             partitions = wanted if everything else self.partitions
             number = 1 + max((b["number"] for b in builds), default=0)
@@ -147,7 +182,7 @@ class DayBuckets:
                 "format": _FORMAT,
                 "duckdb": duckdb.__version__,
                 "partitions": partitions,
-                "days": prints,
+                "days": found.prints,
                 "builds": [b for b in builds if b["days"]],
             }
             temporary = self.folder / f"{_STATE}.tmp"
@@ -186,34 +221,14 @@ class DayBuckets:
             events=entries["events"].to_numpy().astype(np.int64),
         )
 
-    def _compare(self, prints: dict[str, list[int | str]]) -> BucketUpdate:
-        old = self._state.get("days", {})
-        return BucketUpdate(
-            days=tuple(map(int, prints)),
-            new=tuple(int(d) for d in prints if d not in old),
-            changed=tuple(int(d) for d, p in prints.items() if d in old and old[d][:2] != p[:2]),
-            n_events=sum(int(p[0]) for p in prints.values()),
-            n_user_days=sum(int(p[2]) for p in prints.values()),
-        )
-
-    def _fingerprints(self) -> dict[str, list[int | str]]:
-        """Return {day: [events, checksum, users (estimate)]}, ascending."""
-        with bounded_connection(self._memory_mb // 2, self.folder) as connection:
-            rows = connection.execute(
-                f"SELECT epoch_us(ts) // {DAY_US} AS day, count(*), "
-                "sum(hash(user_id, item_id, ts, weight, context)::HUGEINT), "
-                f"approx_count_distinct(user_id) FROM {self._events} GROUP BY day ORDER BY day"
-            ).fetchall()
-        return {str(day): [n, str(checksum), users] for day, n, checksum, users in rows}
-
-    def _partitions_for(self, found: BucketUpdate) -> int:
+    def _partitions_for(self, found: DaySurvey) -> int:
         needed = found.n_events * _ENTRY_BYTES + found.n_user_days * self._bytes_per_day
         wanted = max(1, -(-needed // (self._memory_mb * 2**20 // 4)))
         # A power of two leaves room to grow before everything is partitioned anew.
         return int(2 ** int(np.ceil(np.log2(wanted))))
 
     def _build(
-        self, number: int, days: list[int], partitions: int, everything: bool, found: BucketUpdate
+        self, number: int, days: list[int], partitions: int, everything: bool, found: DaySurvey
     ) -> None:
         temporary = self.folder / f"{_name(number)}.tmp"
         final = self.folder / _name(number)
@@ -241,6 +256,8 @@ class DayBuckets:
         # DuckDB cannot spill the state of arg_max, so users are taken in slices that fit.
         slices = min(partitions, 1 + found.n_user_days * 400 // (self._memory_mb * 2**20 // 4))
         with bounded_connection(self._memory_mb // 2, self.folder) as connection:
+            # Readers sort for themselves; keeping the order of the events would cost memory.
+            connection.execute("SET preserve_insertion_order = false")
             for name, query in tables.items():
                 for k in range(slices):
                     (target := temporary / name / f"slice{k}").mkdir(parents=True)

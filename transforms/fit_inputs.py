@@ -67,7 +67,7 @@ class FitInputs:
         rows = [
             self._connection.execute(
                 f"SELECT count(*), sum(hash({hashed})::HUGEINT) FROM {source}"
-            ).fetchone()
+            ).fetchall()
             for hashed, source in (
                 ("sitting, item_id", self._events),
                 (columns, f"{self._items} SEMI JOIN ({seen}) USING (item_id)"),
@@ -107,8 +107,8 @@ class FitInputs:
         A session is what the events' session column says, within a user; without one it is a user's
         calendar day (UTC).
         """
-        count = self._connection.execute(f"SELECT count(*) FROM {self._events}").fetchone()
-        n_events = count[0] if count else 0
+        counted = self._connection.execute(f"SELECT count(*) FROM {self._events}").fetchall()
+        n_events = counted[0][0]
         kept = min(1.0, self._max_events / max(n_events, 1))
         chunks = max(1, round(n_events * kept / _CHUNK_EVENTS))
         for chunk in range(chunks):
