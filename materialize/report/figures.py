@@ -1,0 +1,216 @@
+"""Plots of a report as plain Plotly figures (dicts of JSON types)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from materialize.evaluate.probe import BASELINES, EMBEDDING
+
+__all__ = [
+    "MODEL_NAMES",
+    "PALETTE",
+    "blocks_figure",
+    "loss_figure",
+    "probe_figure",
+    "targets_figure",
+]
+
+Figure = dict[str, Any]
+
+PALETTE = (
+    "#2f5d8a", "#d9883b", "#4f9a6b", "#b5524d", "#7a68a6",
+    "#c4a537", "#45a0a6", "#a3648b", "#75853f", "#8b6f5c",
+)  # fmt: skip
+"""Distinct on white and, for the first five, with the common kinds of colour blindness."""
+
+_GREY = "#aab2bd"
+
+MODEL_NAMES = {
+    EMBEDDING: "embedding",
+    BASELINES[0]: "raw pooled features",
+    BASELINES[1]: "popularity",
+}
+_MODEL_COLOURS = {EMBEDDING: PALETTE[0], BASELINES[0]: PALETTE[1], BASELINES[1]: _GREY}
+
+_GROUP_NAMES = {"all": "all", "established": "20+ events", "cold": "up to 10 events"}
+
+_MIN_USERS_SHOWN = 50
+"""The interval of a smaller group is so long that it would squeeze the others' bars."""
+
+
+def loss_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
+    """Return training and validation loss by epoch, the best epoch marked.
+
+    Parameters
+    ----------
+    history : sequence of mapping
+        ``encoder.training.EpochRecord`` as dicts.
+    """
+    epochs = [record["epoch"] for record in history]
+    best = min(history, key=lambda record: record["validation_loss"])
+    lines = [
+        _line(epochs, [record[field] for record in history], name, colour)
+        for field, name, colour in (
+            ("train_loss", "training", _GREY),
+            ("validation_loss", "validation", PALETTE[0]),
+        )
+    ]
+    mark = {
+        "type": "scatter",
+        "x": [best["epoch"]],
+        "y": [best["validation_loss"]],
+        "mode": "markers",
+        "name": f"best: epoch {best['epoch']}",
+        "marker": {"color": PALETTE[0], "size": 10, "symbol": "circle-open", "line": {"width": 2}},
+    }
+    axes = {"xaxis": _axis("epoch"), "yaxis": _axis("loss")}
+    return _figure([*lines, mark], axes, height=340)
+
+
+def blocks_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
+    """Return each block's reconstruction error after the first and after the best epoch."""
+    first = history[0]["block_errors"]
+    best = min(history, key=lambda record: record["validation_loss"])
+    names = sorted(best["block_errors"], key=lambda name: best["block_errors"][name], reverse=True)
+    traces = [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": name,
+            "x": [errors.get(block) for block in names],
+            "y": [_label(block) for block in names],
+            "marker": {"color": colour, "size": 9},
+        }
+        for name, errors, colour in (
+            (f"epoch {history[0]['epoch']}", first, _GREY),
+            (f"best (epoch {best['epoch']})", best["block_errors"], PALETTE[0]),
+        )
+    ]
+    axes = {
+        "xaxis": _axis("share of variance lost", rangemode="tozero"),
+        "yaxis": {**_axis(None), "type": "category", "automargin": True},
+    }
+    return _figure(traces, axes, height=max(340, 110 + 22 * len(names)))
+
+
+def probe_figure(probe: Mapping[str, Any], metric: str) -> Figure:
+    """Return bars of AUC by model and group of at least 50 users, from chance upwards.
+
+    Parameters
+    ----------
+    probe : mapping
+        ``materialize.evaluate.probe.ProbeReport.to_dict()``.
+    metric : {"auc_micro", "auc_macro"}
+    """
+    groups = {
+        name: group
+        for name, group in probe["groups"].items()
+        if name == "all" or group["n_users"] >= _MIN_USERS_SHOWN
+    }
+    labels = [f"{_GROUP_NAMES[g]}<br>{groups[g]['n_users']:,} users" for g in groups]
+    traces, ends = [], [0.55]
+    for model, name in MODEL_NAMES.items():
+        figures = [group["models"][model][metric] for group in groups.values()]
+        ends += [f["high"] for f in figures if f["high"] is not None]
+        traces.append(
+            {
+                "type": "bar",
+                "name": name,
+                "x": labels,
+                # Bars start at chance: their length is what a model knows.
+                "base": 0.5,
+                "y": [None if f["value"] is None else f["value"] - 0.5 for f in figures],
+                "error_y": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [_distance(f["high"], f["value"]) for f in figures],
+                    "arrayminus": [_distance(f["value"], f["low"]) for f in figures],
+                    "color": "#3b4552",
+                    "thickness": 1.3,
+                    "width": 4,
+                },
+                "marker": {"color": _MODEL_COLOURS[model]},
+                "customdata": [
+                    [_shown(f["value"]), _shown(f["low"]), _shown(f["high"])] for f in figures
+                ],
+                "hovertemplate": "%{customdata[0]} [%{customdata[1]}, %{customdata[2]}]",
+            }
+        )
+    axes = {
+        "xaxis": {**_axis(None), "type": "category"},
+        "yaxis": {**_axis("AUC (0.5: chance)"), "range": [0.48, min(1.0, max(ends) + 0.03)]},
+        "barmode": "group",
+        "bargap": 0.3,
+        "bargroupgap": 0.08,
+    }
+    return _figure(traces, axes, height=340)
+
+
+def targets_figure(probe: Mapping[str, Any]) -> Figure:
+    """Return each target's AUC with the embedding and with raw features, best on top."""
+    rows = [row for row in probe["per_target"] if row[EMBEDDING] is not None]
+    rows.sort(key=lambda row: row[EMBEDDING])
+    traces = [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": MODEL_NAMES[model],
+            "x": [row[model] for row in rows],
+            "y": [f"{_label(row['target'])} ({row['base_rate']:.0%})" for row in rows],
+            "marker": {"color": _MODEL_COLOURS[model], "size": 9, "symbol": symbol},
+        }
+        for model, symbol in ((BASELINES[0], "diamond-open"), (EMBEDDING, "circle"))
+    ]
+    axes = {
+        "xaxis": _axis("AUC (0.5: chance)"),
+        "yaxis": {**_axis(None), "type": "category", "automargin": True},
+    }
+    return _figure(traces, axes, height=max(260, 110 + 22 * len(rows)))
+
+
+def _label(text: str) -> str:
+    # Plotly reads a subset of HTML in labels: a tag called <b> must be shown, not obeyed.
+    return escape(text if len(text) <= 40 else text[:39] + "…")
+
+
+def _line(x: Sequence[Any], y: Sequence[Any], name: str, colour: str) -> Figure:
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "x": list(x),
+        "y": list(y),
+        "name": name,
+        "line": {"color": colour, "width": 2},
+        "marker": {"size": 4},
+    }
+
+
+def _axis(title: str | None, **more: Any) -> dict[str, Any]:
+    axis = {"gridcolor": "#e6e9ee", "linecolor": "#c9d0d9", "zeroline": False, **more}
+    return axis if title is None else {**axis, "title": {"text": title, "standoff": 12}}
+
+
+def _figure(traces: list[Figure], layout: Mapping[str, Any], *, height: int) -> Figure:
+    return {
+        "data": traces,
+        "layout": {
+            "height": height,
+            "margin": {"l": 56, "r": 16, "t": 40, "b": 52},
+            "paper_bgcolor": "rgba(0,0,0,0)",
+            "plot_bgcolor": "rgba(0,0,0,0)",
+            "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#3b4552"},
+            "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+            "hoverlabel": {"font": {"family": "system-ui, sans-serif"}},
+            **layout,
+        },
+    }
+
+
+def _distance(upper: float | None, lower: float | None) -> float | None:
+    return None if upper is None or lower is None else upper - lower
+
+
+def _shown(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"

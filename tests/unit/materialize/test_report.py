@@ -1,0 +1,337 @@
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+
+from materialize.report import figures
+from materialize.report.report import ReportInput, write_report
+from materialize.report.users import (
+    Neighbour,
+    SampleUser,
+    UserMap,
+    build_user_map,
+    nearest_users,
+    user_map,
+)
+
+EVIL = '</script><script>alert("x")</script><img src="http://evil.example/x">'
+SECTIONS = {"key-figures", "way", "probe", "map", "neighbours", "training", "steps", "validation"}
+
+
+class Page(HTMLParser):
+    """What a browser sees: tags with attributes, ids, the text of each script, the other text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: dict[str, str] = {}
+        self.text = ""
+        self._inside: str | None = None
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("script", "style"):
+            self._inside = dict(attrs).get("id") or f"{tag}-{len(self.tags)}"
+            self.scripts[self._inside] = ""
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("script", "style"):
+            self._inside = None
+
+    def handle_data(self, data: str) -> None:
+        if self._inside is None:
+            self.text += data
+        else:
+            self.scripts[self._inside] += data
+
+    def with_id(self, tag: str) -> set[str]:
+        return {str(a["id"]) for t, a in self.tags if t == tag and "id" in a}
+
+
+def interval(value: float | None) -> dict[str, float | None]:
+    if value is None:
+        return {"value": None, "low": None, "high": None}
+    return {"value": value, "low": value - 0.01, "high": value + 0.02}
+
+
+def probe(name: str = "jazz") -> dict[str, Any]:
+    values = {"embedding": 0.71, "raw_pooled": 0.66, "popularity": 0.5}
+
+    def group(n_users: int) -> dict[str, Any]:
+        return {
+            "n_rows": n_users,
+            "n_users": n_users,
+            "models": {
+                m: {"auc_micro": interval(v + 0.1), "auc_macro": interval(v)}
+                for m, v in values.items()
+            },
+            "differences": {
+                "raw_pooled": {"auc_micro": interval(0.05), "auc_macro": interval(-0.005)},
+                "popularity": {"auc_micro": interval(-0.2), "auc_macro": interval(None)},
+            },
+        }
+
+    return {
+        "targets": [name, "rock"],
+        "horizon_days": 7,
+        "n_training_rows": 900,
+        "n_training_users": 800,
+        "groups": {"all": group(1234), "established": group(600), "cold": group(7)},
+        "per_target": [
+            {"target": name, "base_rate": 0.4, "embedding": 0.8, "raw_pooled": 0.7},
+            {"target": "rock", "base_rate": 0.1, "embedding": None, "raw_pooled": None},
+        ],
+        "control": interval(0.5),
+        "missing": {"embedding": 0, "raw_pooled": 0},
+        "l2": {"embedding": 0.01, "raw_pooled": 0.1},
+        "n_bootstrap": 500,
+        "seed": 0,
+    }
+
+
+def history() -> list[dict[str, Any]]:
+    return [
+        {
+            "epoch": epoch,
+            "train_loss": 1 / epoch,
+            "validation_loss": validation,
+            "block_errors": {"counts": 0.9 / epoch, "content_7d": 0.5 / epoch},
+        }
+        for epoch, validation in ((1, 0.9), (2, 0.4), (3, 0.6))
+    ]
+
+
+def complete(name: str = "jazz") -> ReportInput:
+    return ReportInput(
+        summary={
+            "dataset": name,
+            "source": "given",
+            "space": 3,
+            "encoder_version": "c0ffee123456",
+            "embedding_dim": 120,
+            "created_at": "2026-01-01",
+            "counts": {"events": 1_000_209},
+            "max_abs_diff": 2.5e-7,
+            "pit_rows_in": 3000,
+            "pit_rows_out": 2999,
+            "steps": [
+                {
+                    "name": name,
+                    "seconds": 12.34,
+                    "peak_memory_mb": 1234.5,
+                    "counts": {"rows": 20_411, "of": name},
+                }
+            ],
+        },
+        history=history(),
+        probe=probe(name),
+        user_map=UserMap(
+            np.array([[0.0, 1.0], [2.0, -1.0]]),
+            [name, "u2"],
+            {"taste": [name, ""], name: ["a", "b"]},
+        ),
+        neighbours=[SampleUser(name, [name], [Neighbour("u2", 0.98765, [name, "rock"])])],
+        validation={
+            "tables": {"events": {"rows_in": 1010, "kept": 1001, "rejected": 9, "added": 0}},
+            "faults": [
+                {
+                    "code": "duplicate",
+                    "severity": "tolerable",
+                    "table": "events",
+                    "column": name,
+                    "count": 9,
+                    "advice": name,
+                }
+            ],
+            "first_event": "2000-04-25T00:00:00+00:00",
+            "last_event": "2003-02-28T00:00:00+00:00",
+        },
+    )
+
+
+def written(data: ReportInput, folder: Path) -> tuple[str, Page]:
+    html = write_report(data, folder / "report.html").read_text(encoding="utf-8")
+    return html, Page(html)
+
+
+def test_every_section_and_figure_is_on_the_page(tmp_path: Path) -> None:
+    _, page = written(complete(), tmp_path)
+    assert page.with_id("section") == SECTIONS
+    drawn = set(json.loads(page.scripts["figures"]))
+    assert drawn == {"loss", "blocks", "micro", "macro", "targets"}
+    assert {f"figure-{name}" for name in drawn | {"map"}} == page.with_id("div")
+    for figure in (
+        "1,000,209", "0.710", "95%: 0.700 to 0.730", "2.5e-07", "of 3,000 asked for",
+        "c0ffee123456", "20,411", "1,234", "12.3", "0.988", "2000-04-25", "1,010",
+    ):  # fmt: skip
+        assert figure in page.text
+
+
+def test_nothing_is_fetched_from_outside(tmp_path: Path) -> None:
+    html, page = written(complete(), tmp_path)
+    for tag, attributes in page.tags:
+        assert tag not in {"link", "iframe", "object", "embed", "base", "img"}
+        assert not {"src", "href", "srcset", "action", "background"} & set(attributes), tag
+    styles = [text for name, text in page.scripts.items() if name.startswith("style")]
+    assert styles
+    assert not any("url(" in text or "@import" in text for text in styles)
+    (policy,) = (a["content"] for _, a in page.tags if a.get("http-equiv"))
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+    assert "http" not in policy
+    assert html.count("Plotly, Inc.") == 1, "Plotly's script is inlined once"
+
+
+def test_text_of_the_data_cannot_break_out(tmp_path: Path) -> None:
+    _, plain = written(complete(), tmp_path)
+    html, evil = written(complete(EVIL), tmp_path)
+    assert [tag for tag, _ in evil.tags] == [tag for tag, _ in plain.tags]
+    assert set(evil.scripts) == set(plain.scripts)
+    assert EVIL not in html
+    assert EVIL in evil.text
+    users = json.loads(evil.scripts["user-map"])
+    assert users["users"][0] == EVIL
+    # Plotly obeys some HTML in labels, so these must be escaped once more inside the JSON.
+    assert "<script" not in json.dumps(json.loads(evil.scripts["figures"]))
+
+
+def test_map_data_name_colours_by_frequency_and_fold_the_rest(tmp_path: Path) -> None:
+    n_names = len(figures.PALETTE) + 3
+    values = [f"tag{k:02d}" for k in range(n_names) for _ in range(n_names - k)] + ["", ""] * 20
+    rng = np.random.default_rng(0)
+    data = UserMap(
+        rng.random((len(values), 2)), [str(k) for k in range(len(values))], {"t": values}
+    )
+    _, page = written(ReportInput({"dataset": "d", "source": "given"}, user_map=data), tmp_path)
+    (colouring,) = json.loads(page.scripts["user-map"])["colourings"]
+    names = ["unknown", *(f"tag{k:02d}" for k in range(len(figures.PALETTE) - 1)), "other"]
+    assert colouring["names"] == names
+    assert len(colouring["colours"]) == len(set(colouring["colours"])) == len(names)
+    shown = [names[code] for code in colouring["codes"]]
+    expected = [v or "unknown" for v in values]
+    assert shown == [v if v in names else "other" for v in expected]
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("given", "folder that was given"),
+        ("fetched", "fetched from"),
+        ("simulated", "not real people"),
+    ],
+)
+def test_the_page_says_plainly_what_the_data_are(tmp_path: Path, source: str, words: str) -> None:
+    _, page = written(ReportInput({"dataset": "d", "source": source}), tmp_path)
+    assert words in page.text
+
+
+def test_parts_that_were_not_run_are_named(tmp_path: Path) -> None:
+    _, page = written(ReportInput({"dataset": "d", "source": "given"}), tmp_path)
+    assert page.with_id("section") == SECTIONS
+    for sentence in (
+        "No probe was run.", "No map was drawn.", "No sample users were given.",
+        "No training history was given.", "No step was measured.",
+        "No validation report was given.",
+    ):  # fmt: skip
+        assert sentence in page.text
+    assert json.loads(page.scripts["figures"]) == {}
+    assert json.loads(page.scripts["user-map"]) is None
+
+
+def test_unknown_source_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"source 'found' given, one of \['fetched', 'given'"):
+        write_report(ReportInput({"dataset": "d", "source": "found"}), tmp_path / "r.html")
+
+
+def test_failed_report_leaves_the_earlier_one(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "report.html"
+    write_report(complete(), path)
+    before = path.read_bytes()
+    broken = [{**record, "train_loss": float("nan")} for record in history()]
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_report(ReportInput({"dataset": "d", "source": "given"}, history=broken), path)
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+
+
+def test_verdicts_follow_the_interval(tmp_path: Path) -> None:
+    html, _ = written(complete(), tmp_path)
+    table = html[html.index("Embedding minus baseline") :]
+    found = re.findall(r'<span class="tag \w+">(\w+)</span>', table[: table.index("</table>")])
+    # Differences of +.05, -.005 (interval holds zero), -.2 and none, in each of three groups.
+    assert found == ["better", "open", "worse", "undefined"] * 3
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        figures.loss_figure(history()),
+        figures.blocks_figure(history()),
+        figures.probe_figure(probe(), "auc_micro"),
+        figures.targets_figure(probe()),
+    ],
+)
+def test_figures_are_valid_for_plotly(figure: Mapping[str, Any]) -> None:
+    assert len(go.Figure(figure).data) == len(figure["data"])
+
+
+def test_bars_start_at_chance_and_small_groups_are_left_to_the_table() -> None:
+    figure = figures.probe_figure(probe(), "auc_macro")
+    bar = figure["data"][0]
+    assert bar["name"] == "embedding"
+    assert bar["base"] == 0.5
+    assert bar["y"] == pytest.approx([0.21, 0.21])  # 0.71 - 0.5; the group of 7 users is left out
+    assert bar["error_y"]["array"] == pytest.approx([0.02, 0.02])
+    assert bar["error_y"]["arrayminus"] == pytest.approx([0.01, 0.01])
+
+
+def test_best_epoch_is_the_one_with_the_lowest_validation_loss() -> None:
+    mark = figures.loss_figure(history())["data"][-1]
+    assert (mark["x"], mark["y"]) == ([2], [0.4])
+    best = figures.blocks_figure(history())["data"][-1]
+    assert dict(zip(best["y"], best["x"], strict=True)) == {"counts": 0.45, "content_7d": 0.25}
+
+
+def test_user_map_keeps_the_directions_of_largest_variance() -> None:
+    rng = np.random.default_rng(0)
+    plane = rng.standard_normal((300, 2)) * [5.0, 2.0]
+    rotation, _ = np.linalg.qr(rng.standard_normal((10, 10)))
+    embeddings = plane @ rotation[:2] + 7 + 0.01 * rng.standard_normal((300, 10))
+    found = user_map(embeddings.astype(np.float32))
+    assert found.shape == (300, 2)
+    for k in range(2):
+        assert abs(np.corrcoef(found[:, k], plane[:, k])[0, 1]) > 0.97
+
+
+def test_map_shows_at_most_5000_users_with_their_own_values() -> None:
+    rng = np.random.default_rng(0)
+    embeddings = rng.standard_normal((6000, 4)).astype(np.float32)
+    shown = build_user_map(
+        embeddings, list(range(6000)), {"even": [str(k % 2) for k in range(6000)]}
+    )
+    assert shown.coordinates.shape == (5000, 2)
+    assert len(set(shown.users)) == 5000
+    assert list(shown.colourings["even"]) == [str(int(user) % 2) for user in shown.users]
+    with pytest.raises(ValueError, match=r"even: 1 value\(s\) given, 6000 expected"):
+        build_user_map(embeddings, list(range(6000)), {"even": ["0"]})
+
+
+def test_nearest_users_exclude_the_user_and_survive_a_zero_vector() -> None:
+    embeddings = np.array([[1.0, 0.0], [3.0, 0.3], [0.0, 1.0], [0.0, 0.0]], np.float32)
+    found, cosine = nearest_users(embeddings, [0, 3], 3)
+    assert found[0].tolist()[0] == 1
+    assert 0 not in found[0]
+    assert cosine[0, 0] == pytest.approx(3 / np.hypot(3, 0.3))
+    assert cosine[1].tolist() == [0.0, 0.0, 0.0]
+    with pytest.raises(ValueError, match="k 4 given, 1 to 3 expected"):
+        nearest_users(embeddings, [0], 4)
