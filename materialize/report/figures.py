@@ -9,6 +9,7 @@ from typing import Any
 from materialize.evaluate.probe import BASELINES, EMBEDDING
 
 __all__ = [
+    "GREY",
     "MODEL_NAMES",
     "PALETTE",
     "blocks_figure",
@@ -25,14 +26,14 @@ PALETTE = (
 )  # fmt: skip
 """Distinct on white and, for the first five, with the common kinds of colour blindness."""
 
-_GREY = "#aab2bd"
+GREY = "#aab2bd"
 
 MODEL_NAMES = {
     EMBEDDING: "embedding",
     BASELINES[0]: "raw pooled features",
     BASELINES[1]: "popularity",
 }
-_MODEL_COLOURS = {EMBEDDING: PALETTE[0], BASELINES[0]: PALETTE[1], BASELINES[1]: _GREY}
+_MODEL_COLOURS = {EMBEDDING: PALETTE[0], BASELINES[0]: PALETTE[1], BASELINES[1]: GREY}
 
 _GROUP_NAMES = {"all": "all", "established": "20+ events", "cold": "up to 10 events"}
 
@@ -53,7 +54,7 @@ def loss_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
     lines = [
         _line(epochs, [record[field] for record in history], name, colour)
         for field, name, colour in (
-            ("train_loss", "training", _GREY),
+            ("train_loss", "training", GREY),
             ("validation_loss", "validation", PALETTE[0]),
         )
     ]
@@ -80,17 +81,17 @@ def blocks_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
             "mode": "markers",
             "name": name,
             "x": [errors.get(block) for block in names],
-            "y": [_label(block) for block in names],
+            "y": list(range(len(names))),
             "marker": {"color": colour, "size": 9},
         }
         for name, errors, colour in (
-            (f"epoch {history[0]['epoch']}", first, _GREY),
+            (f"epoch {history[0]['epoch']}", first, GREY),
             (f"best (epoch {best['epoch']})", best["block_errors"], PALETTE[0]),
         )
     ]
     axes = {
         "xaxis": _axis("share of variance lost", rangemode="tozero"),
-        "yaxis": {**_axis(None), "type": "category", "automargin": True},
+        "yaxis": _rows_axis([_label(block) for block in names]),
     }
     return _figure(traces, axes, height=max(340, 110 + 22 * len(names)))
 
@@ -158,21 +159,21 @@ def targets_figure(probe: Mapping[str, Any]) -> Figure:
             "mode": "markers",
             "name": MODEL_NAMES[model],
             "x": [row[model] for row in rows],
-            "y": [f"{_label(row['target'])} ({row['base_rate']:.0%})" for row in rows],
+            "y": list(range(len(rows))),
             "marker": {"color": _MODEL_COLOURS[model], "size": 9, "symbol": symbol},
         }
         for model, symbol in ((BASELINES[0], "diamond-open"), (EMBEDDING, "circle"))
     ]
     axes = {
         "xaxis": _axis("AUC (0.5: chance)"),
-        "yaxis": {**_axis(None), "type": "category", "automargin": True},
+        "yaxis": _rows_axis([f"{_label(row['target'])} ({row['base_rate']:.0%})" for row in rows]),
     }
     return _figure(traces, axes, height=max(260, 110 + 22 * len(rows)))
 
 
 def _label(text: str) -> str:
     # Plotly reads a subset of HTML in labels: a tag called <b> must be shown, not obeyed.
-    return escape(text if len(text) <= 40 else text[:39] + "…")
+    return escape(text if len(text) <= 40 else text[:39] + "…", quote=False)
 
 
 def _line(x: Sequence[Any], y: Sequence[Any], name: str, colour: str) -> Figure:
@@ -190,6 +191,12 @@ def _line(x: Sequence[Any], y: Sequence[Any], name: str, colour: str) -> Figure:
 def _axis(title: str | None, **more: Any) -> dict[str, Any]:
     axis = {"gridcolor": "#e6e9ee", "linecolor": "#c9d0d9", "zeroline": False, **more}
     return axis if title is None else {**axis, "title": {"text": title, "standoff": 12}}
+
+
+def _rows_axis(names: Sequence[str]) -> dict[str, Any]:
+    # By position: a category axis would merge two long names that are cut to the same text.
+    ticks = {"tickmode": "array", "tickvals": list(range(len(names))), "ticktext": list(names)}
+    return {**_axis(None), **ticks, "automargin": True}
 
 
 def _figure(traces: list[Figure], layout: Mapping[str, Any], *, height: int) -> Figure:

@@ -225,7 +225,10 @@ def _map_data(users: UserMap) -> dict[str, Any]:
         position = {value: k for k, value in enumerate(frequent)}
         codes = [position.get(value, len(frequent)) for value in values]
         names = [value or "unknown" for value in frequent]
-        colours = list(figures.PALETTE[: len(names)])
+        colours = [
+            figures.GREY if value == "" else colour
+            for value, colour in zip(frequent, figures.PALETTE, strict=False)
+        ]
         if len(frequent) in codes:
             names.append("other")
             colours.append("#d5dae1")
