@@ -95,21 +95,27 @@ class Raw:
         setattr(self, table, None)
         del self.says[table]
 
-    def dataset(self) -> Dataset:
-        """Write the tables to Parquet files and return their description."""
+    def write(self) -> None:
+        """Write the tables to Parquet files."""
         self.root.mkdir(exist_ok=True)
-        for name in ("events", "users", "items"):
+        for name in self.says:
             columns = getattr(self, name)
-            if name in self.says:
-                path = self.root / f"{name}.parquet"
-                self.says[name].setdefault("path", str(path))
-                if columns is not None:
-                    pq.write_table(pa.table(columns), path)
-        return Dataset.model_validate(
-            {"name": "tiny", "evaluation": {"cutoff": T0.replace(hour=0)}, **self.says}
-        )
+            if columns is not None:
+                pq.write_table(pa.table(columns), self.root / f"{name}.parquet")
 
-    def validate(self, **options: Any) -> ValidationReport:
+    def dataset(self, **more: Any) -> Dataset:
+        """Return the description of the tables."""
+        tables = {
+            name: {"path": str(self.root / f"{name}.parquet")} | said
+            for name, said in self.says.items()
+        }
+        fields = {"name": "tiny", "evaluation": {"cutoff": T0.replace(hour=0)}} | tables | more
+        return Dataset.model_validate(fields)
+
+    def validate(self, *, write: bool = True, **options: Any) -> ValidationReport:
+        """Write the tables (unless the files are to stay as they are), then validate them."""
+        if write:
+            self.write()
         options = {"now": NOW, "progress": False, "threads": 1} | options
         return validate(self.dataset(), self.out, **options)
 

@@ -52,7 +52,7 @@ def no_file(table: str) -> Spoil:
 
 
 def garbage(raw: Raw) -> None:
-    raw.dataset()
+    raw.write()
     (raw.root / "items.parquet").write_bytes(b"no parquet at all")
     raw.items = None
 
