@@ -95,8 +95,8 @@ def export_artifact(
     Raises
     ------
     ArtifactError
-        The graph differs from the model by more than 1e-5 on random inputs or on held-out rows, or the modality encoders are
-        not those of the schema.
+        The graph differs from the model by more than 1e-5 on random inputs or on held-out rows, or
+        the modality encoders are not those of the schema.
     """
     model = config.model
     artifact = EncoderArtifact.build(

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -13,12 +14,13 @@ from encoder.columns import ArrayColumn, Column, RawBatch, ScalarColumn, TextCol
 from encoder.schema import FeatureSchema
 from transforms.layout import Modality, RawLayout
 
-__all__ = ["batches", "concat", "layouts", "random_batch", "schemas", "take"]
+__all__ = ["VERSION", "batches", "concat", "layouts", "random_batch", "schemas", "take", "to_table"]
 
 VERSION = "0123456789ab"
 
 _SHARES = st.one_of(st.just(0.0), st.floats(0, 1, width=32), st.floats(0, 2**100, width=32))
-_ANY = st.one_of(st.just(0.0), st.floats(-1, 1, width=32), st.floats(width=32, allow_nan=False, allow_infinity=False))  # fmt: skip
+_FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
+_ANY = st.one_of(st.just(0.0), st.floats(-1, 1, width=32), _FINITE)
 _STRINGS = st.sampled_from(["", "a", "b", "c", "ü", "unseen"])
 
 
@@ -104,15 +106,18 @@ def random_batch(
 
 def take(batch: RawBatch, rows: npt.NDArray[np.int64] | slice) -> RawBatch:
     """Return some rows of a batch, in the given order."""
-    columns = {name: type(c)(c.values[rows], c.valid[rows]) for name, c in batch.columns.items()}
+    columns: dict[str, Any] = {
+        name: _like(c, c.values[rows], c.valid[rows]) for name, c in batch.columns.items()
+    }
     users = tuple(np.array(batch.users, object)[rows])
     return RawBatch(columns, len(next(iter(columns.values())).valid), users)
 
 
 def concat(parts: list[RawBatch]) -> RawBatch:
     """Return the rows of all parts, in order."""
-    columns = {
-        name: type(column)(
+    columns: dict[str, Any] = {
+        name: _like(
+            column,
             np.concatenate([p.columns[name].values for p in parts]),
             np.concatenate([p.columns[name].valid for p in parts]),
         )
@@ -120,6 +125,27 @@ def concat(parts: list[RawBatch]) -> RawBatch:
     }
     users = tuple(user for p in parts for user in p.users)
     return RawBatch(columns, sum(p.n_rows for p in parts), users)
+
+
+def to_table(batch: RawBatch) -> pa.Table:
+    """Return a batch as the table that ``batch_from_arrow`` reads, with a ``user_id`` column."""
+    arrays = {"user_id": pa.array(batch.users)}
+    for name, column in batch.columns.items():
+        kind: pa.DataType = pa.list_(pa.float32())
+        if isinstance(column, TextColumn):
+            kind = pa.list_(pa.string())
+        elif isinstance(column, ScalarColumn):
+            kind = pa.string() if column.values.dtype == object else pa.int64()
+        values = column.values.tolist()
+        arrays[name] = pa.array(
+            [v if ok else None for v, ok in zip(values, column.valid, strict=True)], kind
+        )
+    return pa.table(arrays)
+
+
+def _like(column: Column, values: npt.NDArray[Any], valid: npt.NDArray[np.bool_]) -> Any:
+    kind: type[Any] = type(column)
+    return kind(values, valid)
 
 
 def _valid(n: int) -> st.SearchStrategy[npt.NDArray[np.bool_]]:

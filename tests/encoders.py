@@ -1,0 +1,54 @@
+"""A tiny encoder artifact, made the same way every time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from encoder.artifact import EncoderArtifact
+from encoder.autoencoder import AutoencoderConfig, DenoisingAutoencoder
+from encoder.export import export_artifact
+from encoder.preprocessing import Preprocessor
+from encoder.training import TrainingConfig, TrainingResult
+from tests.strategies import VERSION, random_batch
+from transforms.layout import Modality, RawLayout
+
+__all__ = ["MODEL", "SCHEMA", "WHEN", "VectorState", "tiny_artifact"]
+
+SCHEMA = RawLayout(
+    (Modality("collaborative", 4, 3),), (7,), categories=("gender",), onboarding=True
+).schema(VERSION)
+MODEL = AutoencoderConfig(8, (16,))
+WHEN = datetime(2026, 1, 1, tzinfo=timezone.utc)
+
+
+@dataclass(frozen=True)
+class VectorState:
+    """What an artifact keeps of modality encoders, with three items."""
+
+    version: str = VERSION
+
+    def state(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+        """Return three vectors and their ids."""
+        return {"vectors": np.arange(6, dtype=np.float32).reshape(3, 2)}, {"ids": ["a", "ü", "c"]}
+
+
+def tiny_artifact(seed: int = 0) -> EncoderArtifact:
+    """Return an artifact with initial weights; equal seeds give equal numbers."""
+    batch = random_batch(SCHEMA, 200)
+    preprocessor = Preprocessor.fit(SCHEMA, [batch])
+    model = replace(MODEL, seed=seed)
+    network = DenoisingAutoencoder(preprocessor.input_slices, model)
+    result = TrainingResult(network, (), 1, False, 180, 20, preprocessor.transform(batch))
+    return export_artifact(
+        result,
+        TrainingConfig(model=model),
+        preprocessor,
+        VectorState(),
+        dataset={"name": "tiny"},
+        data_cutoff=WHEN,
+    )
