@@ -109,7 +109,7 @@ def test_shifted_ppmi_of_three_items():
     expected = np.log(2) * np.array([[0, 1, 1], [1, 0, 0], [1, 0, 0]])
     np.testing.assert_allclose(ppmi, expected, rtol=1e-6)
     assert shifted_ppmi(pairs, smoothing=1.0, negatives=2.5).nnz == 0
-    # Smoothed: context weights 3^a, 2^a, 1 with a = 0.5, sum 4.146264; a rare context counts for more.
+    # Smoothed: context weights 3^a, 2^a, 1 with a = 0.5, sum 4.146264: rare contexts gain.
     smooth = shifted_ppmi(pairs, smoothing=0.5, negatives=1.0).toarray()
     np.testing.assert_allclose(smooth[0, 2], np.log(1 / (3 * (1 / 4.146264))), rtol=1e-5)
 
