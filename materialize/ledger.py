@@ -21,6 +21,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.pool import NullPool
 
 from encoder.errors import LedgerConflict
 
@@ -106,9 +107,12 @@ class Ledger:
 
     def __init__(self, url: str) -> None:
         parsed = make_url(url)
+        if parsed.drivername == "postgresql":
+            parsed = parsed.set(drivername="postgresql+psycopg")  # the driver that Feast installs
         if parsed.get_backend_name() == "sqlite" and parsed.database:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        self._engine: Engine = create_engine(parsed)
+        # A job asks the ledger a few times an hour: a connection a transaction, none kept open.
+        self._engine: Engine = create_engine(parsed, poolclass=NullPool)
         if parsed.get_backend_name() == "sqlite":
             event.listen(self._engine, "connect", _wait_for_writers)
         _Base.metadata.create_all(self._engine)

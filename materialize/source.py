@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from encoder.errors import DataFault
+from transforms.engine import bounded_connection, quoted
 from transforms.names import USER_KEY
 
 if TYPE_CHECKING:
@@ -261,22 +262,13 @@ class RawSource:
             f'WHERE "{view.timestamp}" < {_instant(self.end)}{mine})'
         )
 
-    @contextmanager
-    def _connection(self) -> Iterator[duckdb.DuckDBPyConnection]:
+    def _connection(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         self._spill.mkdir(parents=True, exist_ok=True)
-        config: dict[str, Any] = {
-            "memory_limit": f"{self._memory_limit_mb}MB",
-            "temp_directory": str(self._spill),
-            "preserve_insertion_order": "false",
-            "TimeZone": "UTC",
-        }
-        with closing(duckdb.connect(config=config)) as db:
-            yield db
+        return bounded_connection(self._memory_limit_mb, self._spill)
 
 
 def _files(view: RawView) -> str:
-    paths = ", ".join("'" + str(p).replace("'", "''") + "'" for p in parquet_files(view.folder))
-    return f"[{paths}]"
+    return f"[{', '.join(quoted(path) for path in parquet_files(view.folder))}]"
 
 
 def _instant(moment: datetime) -> str:
