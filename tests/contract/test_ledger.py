@@ -1,0 +1,112 @@
+"""One ledger, two databases: every test runs on SQLite and on a real PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from encoder.errors import LedgerConflict
+from materialize.ledger import Ledger
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'new folder' / 'ledger.db'}"
+        return
+    server = request.getfixturevalue("postgres_server")
+    name = f"ledger_{abs(hash(request.node.name)) % 10**9}"
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+    yield server.url.rsplit("/", 1)[0] + f"/{name}"
+
+
+@pytest.fixture
+def ledger(url: str) -> Ledger:
+    return Ledger(url)
+
+
+def test_spaces_are_numbered_in_the_order_of_registration(ledger: Ledger) -> None:
+    first = ledger.register("a" * 12, "/a", {"dataset": "x"})
+    second = ledger.register("b" * 12, "/b", {})
+    assert (first.number, second.number) == (1, 2)
+    assert first.state == "trained"
+    assert [s.encoder_version for s in ledger.spaces()] == ["a" * 12, "b" * 12]
+    assert ledger.space().number == 2
+    assert ledger.space(1).facts == {"dataset": "x"}
+
+
+def test_registering_a_version_again_returns_its_space_unchanged(ledger: Ledger) -> None:
+    first = ledger.register("a" * 12, "/a", {"dataset": "x"})
+    assert ledger.register("a" * 12, "/elsewhere", {"dataset": "y"}) == first
+
+
+def test_processes_that_register_at_once_get_distinct_numbers(url: str) -> None:
+    Ledger(url)  # the tables exist before the race; each worker then has an engine of its own
+    versions = [f"{k:012x}" for k in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        spaces = list(pool.map(lambda v: Ledger(url).register(v, "/x", {}), versions))
+    assert sorted(s.number for s in spaces) == list(range(1, 9))
+
+
+def test_processes_that_register_one_version_at_once_share_one_space(url: str) -> None:
+    Ledger(url)
+    with ThreadPoolExecutor(8) as pool:
+        spaces = list(pool.map(lambda _: Ledger(url).register("c" * 12, "/x", {}), range(8)))
+    assert {s.number for s in spaces} == {1}
+
+
+def test_unknown_space_names_the_known_ones(ledger: Ledger) -> None:
+    with pytest.raises(LedgerConflict, match="palate train"):
+        ledger.space()
+    ledger.register("a" * 12, "/a", {})
+    with pytest.raises(LedgerConflict, match=r"Unknown space 7\. Known: 1\."):
+        ledger.space(7)
+
+
+def test_a_run_is_opened_once_and_its_commit_makes_the_space_ready(ledger: Ledger) -> None:
+    space = ledger.register("a" * 12, "/a", {})
+    run = ledger.begin_run("r" * 16, space.number, "key", {"end": "2026-01-01"})
+    assert run.state == "running"
+    assert ledger.begin_run("other" * 3, space.number, "key", {}).run_id == run.run_id
+    assert ledger.space(1).state == "trained"
+    committed = ledger.commit_run(run.run_id, {"rows": 3})
+    assert (committed.state, committed.counts) == ("committed", {"rows": 3})
+    assert committed.finished_at is not None
+    assert committed.finished_at.utcoffset() is not None
+    assert ledger.space(1).state == "ready"
+
+
+def test_a_committed_run_stays_committed(ledger: Ledger) -> None:
+    ledger.register("a" * 12, "/a", {})
+    ledger.begin_run("r" * 16, 1, "key", {})
+    ledger.commit_run("r" * 16, {"rows": 3})
+    ledger.fail_run("r" * 16, "too late")
+    ledger.commit_run("r" * 16, {"rows": 99})
+    (run,) = ledger.runs(1)
+    assert (run.state, run.counts, run.error) == ("committed", {"rows": 3}, None)
+
+
+def test_a_failed_run_keeps_its_reason_until_it_is_begun_again(ledger: Ledger) -> None:
+    ledger.register("a" * 12, "/a", {})
+    ledger.begin_run("r" * 16, 1, "key", {})
+    ledger.fail_run("r" * 16, "OSError: disk full")
+    (failed,) = ledger.runs()
+    assert (failed.state, failed.error) == ("failed", "OSError: disk full")
+    assert ledger.space(1).state == "trained"
+    assert ledger.begin_run("r" * 16, 1, "key", {}).state == "running"
+    assert ledger.runs()[0].error is None
+
+
+def test_processes_that_begin_one_run_at_once_share_it(url: str) -> None:
+    Ledger(url).register("a" * 12, "/a", {})
+    with ThreadPoolExecutor(8) as pool:
+        runs = list(
+            pool.map(lambda k: Ledger(url).begin_run(f"{k:016x}", 1, "same", {}), range(8))
+        )
+    assert len({r.run_id for r in runs}) == 1
+    assert len(Ledger(url).runs()) == 1
