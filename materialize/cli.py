@@ -100,7 +100,7 @@ def validate(repo: Path, dry_run: bool, quiet: bool) -> None:
         memory_limit_mb=settings.file.memory_limit_mb,
         progress=not quiet,
     )
-    click.echo(report.as_table())
+    click.echo("\n".join(report.as_table()))
 
 
 @data.command()
@@ -234,8 +234,9 @@ def evaluate(repo: Path, space: int | None) -> None:
     context = _context(repo)
     chosen = context.ledger.space(space)
     evaluation = evaluate_space(context.store, context.settings, chosen)
-    path = save_evaluation(context.settings, chosen, evaluation)
-    _print(evaluation.probe.to_dict()["groups"])
+    probe = evaluation.probe.to_dict()
+    path = save_evaluation(context.settings, chosen, probe)
+    _print(probe["groups"])
     click.echo(f"Written to {path}", err=True)
 
 
@@ -249,7 +250,7 @@ def report(repo: Path, space: int | None, output: Path) -> None:
 
     context = _context(repo)
     click.echo(
-        report_space(context.store, context.settings, context.ledger.space(space), output)
+        report_space(context.settings, context.ledger.space(space), output)
     )
 
 

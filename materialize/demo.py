@@ -25,10 +25,11 @@ from materialize.evaluate.job import evaluate_space
 from materialize.features import build_features
 from materialize.fetch import fetch
 from materialize.meter import StepMeter
-from materialize.results import save_evaluation, write_space_report
+from materialize.results import report_space, save_evaluation
 from materialize.template import init_repository, shipped_datasets
 from materialize.train import train_space
 from materialize.validate import validate
+from materialize.validation.report import ValidationReport
 from transforms.clean import CleanTables
 
 __all__ = ["run_demo"]
@@ -128,7 +129,7 @@ def _run(repo: Path, output: Path, chosen: _Chosen, meter: StepMeter) -> dict[st
         validation = validate(
             dataset, settings.data_dir, memory_limit_mb=settings.file.memory_limit_mb
         )
-        step.counts = validation.counts()
+        step.counts = {name: table.kept for name, table in validation.tables.items()}
     with meter.step("features") as step:
         built = build_features(
             dataset,
@@ -137,7 +138,7 @@ def _run(repo: Path, output: Path, chosen: _Chosen, meter: StepMeter) -> dict[st
             memory_limit_mb=settings.file.memory_limit_mb,
             seed=settings.file.seed,
         )
-        step.counts = built.counts()
+        step.counts = dict(built.rows)
     with meter.step("apply"):
         _feast_apply(repo)
     with meter.step("train") as step:
@@ -148,7 +149,7 @@ def _run(repo: Path, output: Path, chosen: _Chosen, meter: StepMeter) -> dict[st
         _feast_apply(repo)
         context.store.refresh_registry()
     # The data's end, not today: the day after the newest raw feature.
-    end = built.end + timedelta(days=1)
+    end = _data_end(validation)
     with meter.step("materialise history") as step:
         history = materialize_space(
             context.store, settings, context.ledger, space, end=end, from_history=True
@@ -174,7 +175,7 @@ def _run(repo: Path, output: Path, chosen: _Chosen, meter: StepMeter) -> dict[st
             )
     with meter.step("evaluate") as step:
         evaluation = evaluate_space(context.store, settings, space)
-        save_evaluation(settings, space, evaluation)
+        save_evaluation(settings, space, evaluation.probe.to_dict())
         rows = evaluation.training_set
         step.counts = {"pit_rows_in": rows.rows_in, "pit_rows_out": rows.rows_out}
     summary: dict[str, Any] = {
@@ -192,17 +193,18 @@ def _run(repo: Path, output: Path, chosen: _Chosen, meter: StepMeter) -> dict[st
         "probe": evaluation.probe.to_dict(),
     }
     with meter.step("report"):
-        write_space_report(
-            context.store,
-            settings,
-            space,
-            evaluation,
-            output / "report.html",
-            summary=summary | {"steps": meter.to_list()},
+        report_space(
+            settings, space, output / "report.html", summary | {"steps": meter.to_list()}
         )
     summary["steps"] = meter.to_list()
     _write_json(output / "summary.json", summary)
     return summary
+
+
+def _data_end(validation: ValidationReport) -> datetime:
+    """Return the day after the newest event: what the jobs of that night would take as now."""
+    assert validation.last_event is not None  # noqa: S101  # no event at all is a fatal fault
+    return validation.last_event.astimezone(timezone.utc) + timedelta(days=1)
 
 
 def _feast_apply(repo: Path) -> None:

@@ -7,15 +7,18 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from encoder.columns import batch_from_arrow
+from encoder.errors import VerificationFailed
 from materialize.ledger import Space
 from transforms.names import USER_KEY
 from transforms.runtime import encode, load_encoder
 
-__all__ = ["embedding_schema", "encode_rows", "ensure_readable"]
+__all__ = ["embedding_matrix", "embedding_schema", "encode_rows", "ensure_readable"]
 
 _INSTANT = pa.timestamp("us", tz="UTC")
 
@@ -81,6 +84,24 @@ def encode_rows(batch: pa.RecordBatch, space: Space, store_url: str) -> pa.Recor
         ],
         schema=embedding_schema(users.type),
     )
+
+
+def embedding_matrix(column: pa.Array) -> npt.NDArray[np.float32]:
+    """Return a list column without nulls, all of one width, as float32 (n_rows, width).
+
+    Raises
+    ------
+    VerificationFailed
+        Widths differ, or a row is null.
+    """
+    widths = pc.list_value_length(column).unique().to_pylist()
+    if len(widths) != 1 or column.null_count:
+        raise VerificationFailed(
+            f"Embeddings of widths {widths} with {column.null_count} null(s) were found; one width "
+            "and no null are expected."
+        )
+    flat: npt.NDArray[np.float32] = column.flatten().to_numpy()
+    return flat.reshape(len(column), widths[0])
 
 
 def ensure_readable(folder: Path, user_type: pa.DataType) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +19,7 @@ from tqdm import tqdm
 from encoder.errors import DataFault
 from encoder.modality import ModalityEncoders
 from encoder.schema import FeatureSchema
+from encoder.store import ArtifactStore
 from materialize.batch import open_source
 from materialize.config import RepoSettings
 from materialize.embedding_rows import ensure_readable
@@ -24,6 +28,7 @@ from materialize.ledger import Ledger, Space
 from materialize.source import RawSource
 from transforms.layout import RawLayout
 from transforms.names import USER_KEY, stored_view
+from transforms.runtime import load_encoder
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -89,24 +94,32 @@ def train_space(
     Safe to repeat: training rows and checkpoints are kept under ``data_dir/training`` until the space
     is registered, the artifact is content addressed, and the ledger row comes last.
     """
-    from encoder.artifact import EncoderArtifact
     from encoder.autoencoder import AutoencoderConfig
+    from encoder.export import export_artifact
     from encoder.preprocessing import Preprocessor
     from encoder.rows import RowSource
-    from encoder.store import ArtifactStore
     from encoder.training import TrainingConfig, train
 
     dataset = settings.dataset
     modalities = current_modalities(settings.features_dir)
     schema = _layout(settings, modalities).schema(modalities.version)
     source = open_source(store, settings, schema, end=dataset.evaluation.cutoff, history=True)
-    folder = settings.data_dir / "training" / source.fingerprint
-    rows = _write_rows(source, folder / "rows", schema, progress=progress)
-    row_source = RowSource(folder / "rows", schema, user_column=USER_KEY)
-    preprocessor = Preprocessor.fit(schema, row_source.batches("training"))
-    model_config = AutoencoderConfig(**_tupled({"seed": settings.file.seed} | settings.file.autoencoder))
+    seed = {"seed": settings.file.seed}
     config = TrainingConfig(
-        model=model_config, **{"seed": settings.file.seed} | settings.file.training
+        model=AutoencoderConfig(**_tupled(seed | settings.file.autoencoder)),
+        **(seed | settings.file.training),
+    )
+    key = _key(source, schema, asdict(config))
+    if resume:
+        for space in ledger.spaces():
+            if space.facts["training_key"] == key:
+                _log.info("space %s was trained on the same rows and settings", space.number)
+                return _trained_before(settings, space)
+    folder = settings.data_dir / "training" / key
+    rows = _write_rows(source, folder / "rows.parquet", schema, progress=progress)
+    row_source = RowSource(folder / "rows.parquet", schema, user_column=USER_KEY)
+    preprocessor = Preprocessor.fit(
+        schema, row_source.batches("training", config.held_out_share)
     )
     result = train(
         row_source, preprocessor, config, folder / "checkpoint", resume=resume, progress=progress
@@ -119,16 +132,17 @@ def train_space(
         "modality_version": modalities.version,
         "raw_views": list(dict.fromkeys(c.split("__")[0] for c in schema.columns)),
         "training_rows": rows,
-        "embedding_dim": model_config.embedding_dim,
+        "embedding_dim": config.model.embedding_dim,
         "best_epoch": result.best_epoch,
+        "training_key": key,
     }
-    artifact = EncoderArtifact.build(
-        result.model, preprocessor, modalities, facts=facts, history=history
+    artifact = export_artifact(
+        result, config, preprocessor, modalities, dataset=facts, data_cutoff=source.end
     )
     url = ArtifactStore(settings.artifacts_url).save(artifact)
     known = {space.encoder_version for space in ledger.spaces()}
     space = ledger.register(artifact.encoder_version, url, facts)
-    user_type = pq.read_schema(folder / "rows" / "rows.parquet").field(USER_KEY).type
+    user_type = pq.read_schema(folder / "rows.parquet").field(USER_KEY).type
     ensure_readable(settings.offline_dir / stored_view(space.number), user_type)
     shutil.rmtree(folder, ignore_errors=True)
     _log.info("space %s is encoder version %s", space.number, space.encoder_version)
@@ -139,11 +153,23 @@ def _layout(settings: RepoSettings, modalities: ModalityEncoders) -> RawLayout:
     return RawLayout.of(settings.dataset, {m.name: m.dim for m in modalities.modalities})
 
 
-def _write_rows(source: RawSource, folder: Path, schema: FeatureSchema, *, progress: bool) -> int:
+def _key(source: RawSource, schema: FeatureSchema, config: Mapping[str, Any]) -> str:
+    """Return 16 hex digits that are equal only for trainings with the same result."""
+    content = json.dumps([source.fingerprint, schema.to_dict(), config], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _trained_before(settings: RepoSettings, space: Space) -> TrainReport:
+    manifest = load_encoder(settings.artifacts_url, space.encoder_version).manifest
+    return TrainReport(
+        space, space.facts["training_rows"], manifest.training["history"], new=False
+    )
+
+
+def _write_rows(source: RawSource, path: Path, schema: FeatureSchema, *, progress: bool) -> int:
     """Write the training rows once, ordered, so that equal data give an equal encoder."""
-    path = folder / "rows.parquet"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".parquet.tmp")
         columns = [USER_KEY, *schema.columns]
         writer: pq.ParquetWriter | None = None

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from encoder.errors import VerificationFailed
+from materialize.embedding_rows import embedding_matrix
 from materialize.ledger import Space
 from materialize.source import parquet_files
 from transforms.names import USER_KEY
@@ -49,7 +49,7 @@ def verify_offline(folder: Path, expected_rows: int, space: Space) -> int:
                     f"{path} holds spaces {sorted(spaces)} and encoder versions {sorted(versions)}; "
                     f"only space {space.number} ({space.encoder_version}) is expected."
                 )
-            vectors = _matrix(batch.column("embedding"))
+            vectors = embedding_matrix(batch.column("embedding"))
             bad = ~np.isfinite(vectors).all(axis=1) | ~vectors.any(axis=1)
             if bad.any():
                 raise VerificationFailed(
@@ -85,7 +85,7 @@ def verify_online(store: FeatureStore, view: str, folder: Path) -> int:
     answer = store.get_online_features(
         features=[f"{view}:embedding", f"{view}:as_of"], entity_rows=[{USER_KEY: u} for u in users]
     ).to_dict()
-    vectors = _matrix(written.column("embedding").combine_chunks())
+    vectors = embedding_matrix(written.column("embedding").combine_chunks())
     moments = written.column("as_of").to_pylist()
     for row, user in enumerate(users):
         online, as_of = answer["embedding"][row], answer["as_of"][row]
@@ -117,14 +117,3 @@ def _sample(folder: Path) -> pa.Table:
         each = -(-_SAMPLE // len(chosen))
         tables.append(table.take(np.unique(np.linspace(0, table.num_rows - 1, each).astype(int))))
     return pa.concat_tables(tables)
-
-
-def _matrix(column: pa.Array) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-    widths = pc.list_value_length(column).unique().to_pylist()
-    if len(widths) != 1 or column.null_count:
-        raise VerificationFailed(
-            f"Embeddings of widths {widths} with {column.null_count} null(s) were found; one width "
-            "and no null are expected."
-        )
-    flat: np.ndarray[tuple[int], np.dtype[np.float32]] = column.flatten().to_numpy()
-    return flat.reshape(len(column), widths[0])

@@ -67,7 +67,7 @@ class EventsTable(_Strict):
     """One row is one thing a user did with an item."""
 
     path: str
-    """A Parquet file, folder or glob; ``${NAME}`` is read from the environment."""
+    """A Parquet file, folder or glob, from the YAML's folder; ``${NAME}`` is an environment variable."""
     user: str
     """Column of user ids, integer or string."""
     item: str
@@ -219,9 +219,11 @@ def load_dataset(path: str | Path, environ: Mapping[str, str] = os.environ) -> D
         raise DataFault(f"{path} holds {type(raw).__name__}, a mapping is expected.")
     for table in ("events", "users", "items"):
         if isinstance(raw.get(table), dict) and isinstance(raw[table].get("path"), str):
-            raw[table]["path"] = _VARIABLE.sub(
+            value = _VARIABLE.sub(
                 lambda m: environ.get(m.group(1), m.group(0)), raw[table]["path"]
             )
+            # From the YAML's folder, wherever the command runs; "${UNSET}/x" stays to be named.
+            raw[table]["path"] = value if value.startswith("${") else str(path.parent / value)
     try:
         return Dataset.model_validate(raw)
     except ValidationError as exc:
