@@ -218,7 +218,7 @@ def _feast_apply(repo: Path) -> None:
 def _compare_elsewhere(repo: Path, space: int) -> dict[str, Any]:
     """Compare both views in a fresh process in another folder, after a registry round trip."""
     command = [
-        sys.executable, "-m", "materialize.cli", "spaces", "compare",
+        sys.executable, "-c", "from materialize.cli import main; main()", "spaces", "compare",
         "--repo", str(repo), "--space", str(space),
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as elsewhere:
