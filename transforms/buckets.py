@@ -35,6 +35,8 @@ _STATE = "buckets.json"
 _FORMAT = 1
 _MOST_BUILDS = 32
 """With more builds, reading a partition would open too many files: all days are bucketed anew."""
+_RANKS = 2**32
+"""More than there are different contexts."""
 _ENTRY_BYTES = 120
 """Peak memory of one (user, day, item) row while its partition is computed (measured)."""
 
@@ -176,7 +178,7 @@ class DayBuckets:
             for build in builds:
                 build["days"] = sorted(set(build["days"]) - stale - gone)
             if stale:
-                self._build(number, sorted(stale), partitions, everything, found)
+                self._build(number, sorted(stale), partitions, everything)
                 builds.append({"number": number, "days": sorted(stale)})
             self._state = {
                 "format": _FORMAT,
@@ -227,9 +229,7 @@ class DayBuckets:
         # A power of two leaves room to grow before everything is partitioned anew.
         return int(2 ** int(np.ceil(np.log2(wanted))))
 
-    def _build(
-        self, number: int, days: list[int], partitions: int, everything: bool, found: DaySurvey
-    ) -> None:
+    def _build(self, number: int, days: list[int], partitions: int, everything: bool) -> None:
         temporary = self.folder / f"{_name(number)}.tmp"
         final = self.folder / _name(number)
         for leftover in (temporary, final):
@@ -244,28 +244,34 @@ class DayBuckets:
             f"(SELECT *, (epoch_us(ts) // {DAY_US})::INTEGER AS day FROM {self._events} "
             f"WHERE {chosen})"
         )
+        # DuckDB spills aggregates of a fixed size only, so the newest event's context is carried as
+        # a number: 2**32 * time + rank of the context. Of several newest events the largest context
+        # counts; any rule will do, chance will not.
         tables = {
             "entries": "SELECT user_id, day, item_id, sum(weight::DOUBLE) AS weight, "
-            f"count(*)::INTEGER AS events, {part} AS part FROM {{events}} "
+            f"count(*)::INTEGER AS events, {part} AS part FROM {events} "
             "GROUP BY user_id, day, item_id",
-            # Of several newest events the largest context counts: any rule will do, chance not.
-            "days": f"SELECT user_id, day, epoch_us(max(ts)) AS as_of, "
-            f"arg_max(context, row(ts, context)) AS context, {part} AS part FROM {{events}} "
-            "GROUP BY user_id, day",
+            "days": f"SELECT user_id, day, (newest // {_RANKS})::BIGINT AS as_of, context, "
+            f"{part} AS part FROM (SELECT user_id, day, "
+            f"max(epoch_us(ts)::HUGEINT * {_RANKS} + rank) AS newest FROM {events} "
+            "AS e JOIN contexts AS c ON e.context IS NOT DISTINCT FROM c.context "
+            "GROUP BY user_id, day) "
+            f"JOIN contexts ON rank = newest % {_RANKS}",
         }
-        # DuckDB cannot spill the state of arg_max, so users are taken in slices that fit.
-        slices = min(partitions, 1 + found.n_user_days * 400 // (self._memory_mb * 2**20 // 4))
         with bounded_connection(self._memory_mb // 2, self.folder) as connection:
             # Readers sort for themselves; keeping the order of the events would cost memory.
             connection.execute("SET preserve_insertion_order = false")
+            connection.execute(
+                "CREATE TEMP TABLE contexts AS SELECT context, "
+                "row_number() OVER (ORDER BY context) AS rank "
+                f"FROM (SELECT DISTINCT context FROM {events})"
+            )
             for name, query in tables.items():
-                for k in range(slices):
-                    (target := temporary / name / f"slice{k}").mkdir(parents=True)
-                    source = f"(FROM {events} WHERE {part} % {slices} = {k})"
-                    connection.execute(
-                        f"COPY ({query.format(events=source)}) TO {quoted(target)} "
-                        "(FORMAT parquet, COMPRESSION zstd, PARTITION_BY (part))"
-                    )
+                (target := temporary / name).mkdir(parents=True)
+                connection.execute(
+                    f"COPY ({query}) TO {quoted(target)} "
+                    "(FORMAT parquet, COMPRESSION zstd, PARTITION_BY (part))"
+                )
         os.replace(temporary, final)
         logger.info("bucketed %d days into %d partitions", len(days), partitions)
 
@@ -279,7 +285,7 @@ class DayBuckets:
     ) -> pa.Table | None:
         parts = []
         for build in self._state["builds"]:
-            pattern = f"{table}/slice*/part={partition}/*.parquet"
+            pattern = f"{table}/part={partition}/*.parquet"
             files = sorted((self.folder / _name(build["number"])).glob(pattern))
             days = [d for d in build["days"] if d >= first_day]
             if files and days:

@@ -22,7 +22,7 @@ __all__ = ["FitInputs"]
 
 Ints = npt.NDArray[np.int64]
 
-_CHUNK_EVENTS = 2_000_000
+_CHUNK_EVENTS = 1_000_000
 
 
 class FitInputs:
