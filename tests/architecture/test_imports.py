@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "materialize": _DATA
     | {"encoder", "transforms", "materialize", "feast", "duckdb", "pandas", "pydantic", "yaml"}
     | {"torch", "onnxruntime", "redis", "sqlalchemy", "psycopg", "ray", "click", "psutil"}
-    | {"plotly", "jinja2", "umap", "requests"},
+    | {"plotly", "jinja2", "umap", "requests", "tenacity"},
     # Views are declared from the ledger's spaces, so its config and ledger are the exception.
     "feature_repo": {"transforms", "feast", "materialize.config", "materialize.ledger"},
 }
