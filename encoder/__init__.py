@@ -1,0 +1,1 @@
+"""Learning: schema, preprocessing, modality encoders, autoencoder, artifact."""

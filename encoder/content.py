@@ -90,8 +90,8 @@ class TextEncoder:
         # Words and tags are brought to the same length apart: a genre is frequent, so its idf is
         # low, and a rare word of a title would otherwise drown it.
         is_tag = np.array([t.startswith("tag:") for t in self.terms], np.int64)
-        row = np.repeat(np.arange(len(text)), np.diff(counts.indptr))
-        for group in (2 * row + is_tag[counts.indices], row):
+        owner = np.repeat(np.arange(len(text)), np.diff(counts.indptr))
+        for group in (2 * owner + is_tag[counts.indices], owner):
             counts.data /= np.sqrt(np.bincount(group, counts.data**2))[group]
         return counts.astype(np.float32)
 
@@ -173,7 +173,8 @@ def fit_content(
         The text model's folder or the library that reads it is missing.
     """
     seen = np.flatnonzero(weights > 0)
-    words, labels = [text[i] for i in seen], [tags[i] for i in seen]
+    chosen = seen.tolist()
+    words, labels = [text[i] for i in chosen], [tags[i] for i in chosen]
     root = np.sqrt(weights[seen]).astype(np.float32)
     if text_model is not None:
         vectors = l2_normalise(_sentence_vectors(text_model, words, labels))

@@ -22,7 +22,8 @@ class Block:
     kind : {"pooled", "histogram", "counts", "numbers", "category"}
         ``pooled``: weighted mean item vector; all zeros means that no event is covered (absent).
         ``histogram``: shares over item clusters, sum 1; all zeros means absent.
-        ``counts``: non-negative magnitudes, log1p then standardised; absent when the column is null.
+        ``counts``: non-negative magnitudes, log1p then standardised; absent when the column is
+        null.
         ``numbers``: real values, standardised; NaN marks a missing element, a row of NaN is absent.
         ``category``: one string of a string-array column; the empty string is absent.
     column : str
@@ -56,7 +57,7 @@ class Block:
 
 @dataclass(frozen=True)
 class ColumnElement:
-    """One element of an array column, for example the event count inside ``user_activity__counts``."""
+    """One element of an array column, for example the event count."""
 
     column: str
     offset: int
@@ -120,9 +121,7 @@ class FeatureSchema:
         widths: dict[str, int] = {}
         for block in self.blocks:
             if (block.kind == "category") == categories:
-                widths[block.column] = max(
-                    widths.get(block.column, 0), block.offset + block.width
-                )
+                widths[block.column] = max(widths.get(block.column, 0), block.offset + block.width)
         return widths
 
     def to_dict(self) -> dict[str, Any]:

@@ -70,4 +70,5 @@ def l2_normalise(vectors: Floats, smallest: float = 0.0) -> Floats:
     """
     length = np.linalg.norm(vectors, axis=1, keepdims=True)  # (n, 1)
     scale = np.divide(1.0, length, out=np.zeros_like(length), where=length > smallest)
-    return (vectors * scale).astype(np.float32, copy=False)
+    scaled: Floats = (vectors * scale).astype(np.float32, copy=False)
+    return scaled

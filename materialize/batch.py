@@ -1,4 +1,4 @@
-"""The batch job: raw features point-in-time -> encode -> offline -> online -> verify -> ledger last."""
+"""The batch job: raw features -> encode -> offline -> online -> verify -> ledger last."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def materialize_space(
     start : datetime or None
         Users with a raw row in ``[start, end)`` are encoded; None: all users.
     from_history : bool
-        False: one row a user, offline and online. True: one row for each moment at which a user's raw
-        features changed, offline only (training sets read them point-in-time).
+        False: one row a user, offline and online. True: one row for each moment at which a user's
+        raw features changed, offline only (training sets read them point-in-time).
     dry_run : bool
         Count rows and return the plan; writes nothing.
     progress : bool
@@ -253,9 +253,7 @@ def _stage(
                 os.replace(temporary, path)
 
 
-def _push(
-    store: FeatureStore, space: Space, published: Path, rows: int, *, progress: bool
-) -> int:
+def _push(store: FeatureStore, space: Space, published: Path, rows: int, *, progress: bool) -> int:
     with tqdm(
         total=rows, desc=f"online space {space.number}", unit="row", disable=not progress
     ) as bar:

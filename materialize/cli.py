@@ -5,6 +5,7 @@ Heavy modules are imported inside the commands, so that ``palate --help`` answer
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import sys
@@ -46,6 +47,8 @@ class _Group(click.Group):
         except EmbeddingError as exc:
             click.echo(f"Error: {exc}", err=True)
             sys.exit(1)
+        finally:
+            _drop_ibis_backend()
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -249,9 +252,7 @@ def report(repo: Path, space: int | None, output: Path) -> None:
     from materialize.results import report_space
 
     context = _context(repo)
-    click.echo(
-        report_space(context.settings, context.ledger.space(space), output)
-    )
+    click.echo(report_space(context.settings, context.ledger.space(space), output))
 
 
 @main.group()
@@ -336,6 +337,17 @@ def demo(output: Path, dataset: str | None) -> None:
     click.echo(run_demo(output, dataset))
 
 
+def _drop_ibis_backend() -> None:
+    """Let go of the DuckDB connection that Feast's offline store keeps in ibis.
+
+    One that is still open when Python ends makes DuckDB 2.0 print a page about leaked objects.
+    """
+    ibis = sys.modules.get("ibis")
+    if ibis is not None:
+        ibis.options.default_backend = None
+        gc.collect()
+
+
 def _context(repo: Path) -> Context:
     from materialize.context import Context
 
@@ -359,4 +371,3 @@ def _space_row(space: Any) -> dict[str, Any]:
 
 def _print(value: object) -> None:
     click.echo(json.dumps(value, indent=2, default=str))
-

@@ -54,11 +54,12 @@ def run_demo(output: Path, dataset: str | None = None) -> str:
     Parameters
     ----------
     output : Path
-        Receives ``repo/`` (the feature repository with its data), ``summary.json``, ``report.html``.
+        Receives ``repo/`` (the feature repository with its data), ``summary.json``,
+        ``report.html``.
         A repository of another data set in it is refused; of the same one, the job goes on.
     dataset : str or None
-        A shipped data set, read under ``PALATE_DATA``; ``simulated``; None: ``ml1m`` when it is under
-        ``PALATE_DATA``, else ml100k from its official address, else simulated listeners.
+        A shipped data set, read under ``PALATE_DATA``; ``simulated``; None: ``ml1m`` when it is
+        under ``PALATE_DATA``, else ml100k from its official address, else simulated listeners.
 
     Raises
     ------
@@ -84,9 +85,7 @@ def run_demo(output: Path, dataset: str | None = None) -> str:
 def _choose_data(output: Path, dataset: str | None) -> _Chosen:
     given = os.environ.get(_DATA)
     if dataset is not None and dataset not in shipped_datasets():
-        raise DataFault(
-            f"Unknown data set {dataset!r}. Shipped: {', '.join(shipped_datasets())}."
-        )
+        raise DataFault(f"Unknown data set {dataset!r}. Shipped: {', '.join(shipped_datasets())}.")
     if dataset != "simulated" and given:
         wanted = dataset or "ml1m"
         if (Path(given) / wanted).is_dir():
@@ -147,7 +146,7 @@ def _run(repo: Path, output: Path, chosen: _Chosen, meter: StepMeter) -> dict[st
     space = trained.space
     with meter.step("apply space"):
         _feast_apply(repo)
-        context.store.refresh_registry()
+        context.store.refresh_registry()  # type: ignore[no-untyped-call]
     # The data's end, not today: the day after the newest raw feature.
     end = _data_end(validation)
     with meter.step("materialise history") as step:
@@ -193,9 +192,7 @@ def _run(repo: Path, output: Path, chosen: _Chosen, meter: StepMeter) -> dict[st
         "probe": evaluation.probe.to_dict(),
     }
     with meter.step("report"):
-        report_space(
-            settings, space, output / "report.html", summary | {"steps": meter.to_list()}
-        )
+        report_space(settings, space, output / "report.html", summary | {"steps": meter.to_list()})
     summary["steps"] = meter.to_list()
     _write_json(output / "summary.json", summary)
     return summary

@@ -1,4 +1,4 @@
-"""``palate doctor``: what is wrong with an installation, a repository or its stores, and what to do."""
+"""``palate doctor``: what is wrong with an installation or repository, and what to do."""
 
 from __future__ import annotations
 
@@ -114,9 +114,7 @@ def _registry(settings: RepoSettings, spaces: list[Space]) -> Iterator[Check]:
     except Exception as exc:  # noqa: BLE001  # the outermost edge: any fault of the store is a finding
         yield Check("FAIL", "registry", f"{type(exc).__name__}: {exc}", "Check feature_store.yaml.")
         return
-    wanted = {
-        view(space.number) for space in spaces for view in (stored_view, on_demand_view)
-    }
+    wanted = {view(space.number) for space in spaces for view in (stored_view, on_demand_view)}
     lacking = sorted(wanted - applied) or ([] if applied else ["any view"])
     yield Check(
         "WARN" if lacking else "ok",

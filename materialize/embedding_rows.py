@@ -105,7 +105,7 @@ def embedding_matrix(column: pa.Array) -> npt.NDArray[np.float32]:
 
 
 def ensure_readable(folder: Path, user_type: pa.DataType) -> None:
-    """Give a view's folder one Parquet file without rows: Feast cannot read a folder without any."""
+    """Give a view's folder a Parquet file without rows: Feast cannot read an empty folder."""
     path = folder / "empty.parquet"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The ledger: which encoders, spaces and runs exist. It commits last, so a crash leaves no half truth."""
+"""The ledger: which spaces and runs exist. It commits last: a crash leaves no half truth."""
 
 from __future__ import annotations
 
@@ -117,9 +117,7 @@ class Ledger:
             event.listen(self._engine, "connect", _wait_for_writers)
         _Base.metadata.create_all(self._engine)
 
-    def register(
-        self, encoder_version: str, artifact_url: str, facts: Mapping[str, Any]
-    ) -> Space:
+    def register(self, encoder_version: str, artifact_url: str, facts: Mapping[str, Any]) -> Space:
         """Return the space of an encoder version, numbered next when it is new.
 
         Parameters
@@ -129,7 +127,8 @@ class Ledger:
         artifact_url : str
             Where the artifact lies.
         facts : mapping
-            JSON types; what `palate spaces show` prints (cut-off, modality version, training figures).
+            JSON types; what `palate spaces show` prints (cut-off, modality version, training
+            figures).
 
         Raises
         ------
@@ -230,7 +229,7 @@ class Ledger:
             return _run(row)
 
     def commit_run(self, run_id: str, counts: Mapping[str, Any]) -> Run:
-        """Mark a run committed and its space ready, in one transaction; repeating it changes nothing."""
+        """Mark a run committed and its space ready, in one transaction; safe to repeat."""
         with Session(self._engine) as session:
             row = session.get_one(_RunRow, run_id)
             if row.state != "committed":
@@ -262,7 +261,7 @@ class Ledger:
 
 
 def _wait_for_writers(connection: Any, _record: object) -> None:
-    """Let a second SQLite process wait for the first one's transaction instead of failing at once."""
+    """Let a second SQLite process wait for the first one's transaction."""
     connection.execute("PRAGMA busy_timeout = 30000")
 
 

@@ -53,7 +53,7 @@ def write_online(
         fields = [(f.name, _values(batch.column(f.name))) for f in view.features]
         events = _datetimes(batch.column("event_timestamp"))
         created = _datetimes(batch.column("created_timestamp"))
-        rows = [
+        rows: list[tuple[Any, dict[str, Any], datetime, datetime | None]] = [
             (
                 EntityKey(join_keys=[join_key], entity_values=[keys[row]]),
                 {name: values[row] for name, values in fields},
@@ -89,7 +89,8 @@ def _float_lists(column: pa.Array) -> list[Any]:
     """Return float lists without a Python object per element.
 
     A packed repeated float is a tag, a length and the little-endian bytes, so each row's bytes are
-    merged as they lie in the Arrow buffer (measured for 512 floats: 348k rows/s against 23k from lists).
+    merged as they lie in the Arrow buffer (measured for 512 floats: 348k rows/s against 23k from
+    lists).
     """
     from feast.protos.feast.types.Value_pb2 import Value
 

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from encoder.errors import DataFault
 from materialize.config import RepoSettings
@@ -79,7 +78,9 @@ def report_space(
         colourings = {"taste": tastes} | _profiles(db, settings, clean, users)
         neighbours = _neighbours(db, clean, users, vectors, settings.file.seed)
     evaluated = evaluation_path(settings, space)
-    probe = json.loads(evaluated.read_text(encoding="utf-8"))["probe"] if evaluated.exists() else None
+    probe = (
+        json.loads(evaluated.read_text(encoding="utf-8"))["probe"] if evaluated.exists() else None
+    )
     facts = {
         "dataset": settings.dataset.name,
         "source": "given",

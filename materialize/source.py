@@ -69,8 +69,8 @@ def resolve_views(store: FeatureStore, names: Sequence[str]) -> list[RawView]:
         source = view.batch_source
         if not isinstance(source, FileSource):
             raise DataFault(
-                f"View {name!r} reads from {type(source).__name__}; this release reads raw features "
-                "from a FileSource with Parquet files."
+                f"View {name!r} reads from {type(source).__name__}; this release reads raw "
+                "features from a FileSource with Parquet files."
             )
         folder = Path(source.path)
         if not parquet_files(folder):
@@ -111,9 +111,10 @@ class RawSource:
 
     Notes
     -----
-    Users are cut into partitions by a hash of their id, so that memory follows the partition and not
-    the number of users; a partition's number is stable for the same rows. The point-in-time match runs
-    on keys alone; the wide arrays are fetched once, for the rows that matched.
+    Users are cut into partitions by a hash of their id, so that memory follows the partition and
+    not
+    the number of users; a partition's number is stable for the same rows. The point-in-time match
+    runs on keys alone; the wide arrays are fetched once, for the rows that matched.
     """
 
     def __init__(
@@ -177,7 +178,8 @@ class RawSource:
         ------
         pyarrow.RecordBatch
             ``user_id``, ``event_timestamp`` (us, UTC: the row's moment, never earlier than any raw
-            row inside), then ``view__field`` for each field, null where the user is not in the view.
+            row inside), then ``view__field`` for each field, null where the user is not in the
+            view.
 
         Raises
         ------

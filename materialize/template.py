@@ -56,9 +56,7 @@ def init_repository(target: Path, dataset: str = "my_data") -> list[Path]:
         The folder is not empty, or no such data set is shipped.
     """
     if dataset not in shipped_datasets():
-        raise DataFault(
-            f"Unknown data set {dataset!r}. Shipped: {', '.join(shipped_datasets())}."
-        )
+        raise DataFault(f"Unknown data set {dataset!r}. Shipped: {', '.join(shipped_datasets())}.")
     if target.exists() and any(target.iterdir()):
         raise DataFault(f"{target} is not empty. Name a new folder, or empty this one first.")
     shutil.copytree(template_folder(), target, ignore=_NOT_COPIED, dirs_exist_ok=True)

@@ -9,7 +9,6 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,8 +90,8 @@ def train_space(
 
     Notes
     -----
-    Safe to repeat: training rows and checkpoints are kept under ``data_dir/training`` until the space
-    is registered, the artifact is content addressed, and the ledger row comes last.
+    Safe to repeat: training rows and checkpoints are kept under ``data_dir/training`` until the
+    space is registered, the artifact is content addressed, and the ledger row comes last.
     """
     from encoder.autoencoder import AutoencoderConfig
     from encoder.export import export_artifact
@@ -118,9 +117,7 @@ def train_space(
     folder = settings.data_dir / "training" / key
     rows = _write_rows(source, folder / "rows.parquet", schema, progress=progress)
     row_source = RowSource(folder / "rows.parquet", schema, user_column=USER_KEY)
-    preprocessor = Preprocessor.fit(
-        schema, row_source.batches("training", config.held_out_share)
-    )
+    preprocessor = Preprocessor.fit(schema, row_source.batches("training", config.held_out_share))
     result = train(
         row_source, preprocessor, config, folder / "checkpoint", resume=resume, progress=progress
     )
@@ -161,9 +158,7 @@ def _key(source: RawSource, schema: FeatureSchema, config: Mapping[str, Any]) ->
 
 def _trained_before(settings: RepoSettings, space: Space) -> TrainReport:
     manifest = load_encoder(settings.artifacts_url, space.encoder_version).manifest
-    return TrainReport(
-        space, space.facts["training_rows"], manifest.training["history"], new=False
-    )
+    return TrainReport(space, space.facts["training_rows"], manifest.training["history"], new=False)
 
 
 def _write_rows(source: RawSource, path: Path, schema: FeatureSchema, *, progress: bool) -> int:

@@ -46,19 +46,19 @@ def verify_offline(folder: Path, expected_rows: int, space: Space) -> int:
             versions = set(batch.column("encoder_version").unique().to_pylist())
             if spaces != {space.number} or versions != {space.encoder_version}:
                 raise VerificationFailed(
-                    f"{path} holds spaces {sorted(spaces)} and encoder versions {sorted(versions)}; "
+                    f"{path} holds spaces {sorted(spaces)} and encoders {sorted(versions)}; "
                     f"only space {space.number} ({space.encoder_version}) is expected."
                 )
             vectors = embedding_matrix(batch.column("embedding"))
             bad = ~np.isfinite(vectors).all(axis=1) | ~vectors.any(axis=1)
             if bad.any():
                 raise VerificationFailed(
-                    f"{path} holds {int(bad.sum())} embedding(s) that are NaN, infinite or all zero."
+                    f"{path} holds {int(bad.sum())} embedding(s) that are NaN, infinite or zero."
                 )
     if rows != expected_rows:
         raise VerificationFailed(
-            f"{folder} holds {rows} rows, {expected_rows} are expected from the raw features. Did raw "
-            "features change during the run? Run the command again."
+            f"{folder} holds {rows} rows, {expected_rows} are expected from the raw features. Did "
+            "raw features change during the run? Run the command again."
         )
     return rows
 
@@ -97,8 +97,8 @@ def verify_online(store: FeatureStore, view: str, folder: Path) -> int:
         same = np.array_equal(np.asarray(online, np.float32), vectors[row])
         if as_of == moments[row] and not same:
             raise VerificationFailed(
-                f"User {user}: the online store answers another vector of {view} than was written at "
-                f"as_of {as_of}. Check the online store, then run the command again."
+                f"User {user}: the online store answers another vector of {view} than was written "
+                f"at as_of {as_of}. Check the online store, then run the command again."
             )
     return len(users)
 

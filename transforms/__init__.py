@@ -1,0 +1,1 @@
+"""Raw events to raw features, and the Feast views that read or encode them."""

@@ -10,8 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic import model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from encoder.errors import DataFault
 
@@ -67,7 +74,7 @@ class EventsTable(_Strict):
     """One row is one thing a user did with an item."""
 
     path: str
-    """A Parquet file, folder or glob, from the YAML's folder; ``${NAME}`` is an environment variable."""
+    """A Parquet file, folder or glob, from the YAML's folder; may hold ``${NAME}``."""
     user: str
     """Column of user ids, integer or string."""
     item: str
@@ -77,7 +84,7 @@ class EventsTable(_Strict):
     weight: str | None = None
     """Column with a positive number: how much the event counts in a pooled vector; default 1."""
     session: str | None = None
-    """Column of session ids; items of one session co-occur. Default: a user's calendar day (UTC)."""
+    """Column of session ids; items of one session co-occur. Default: a user's UTC day."""
     service: str | None = None
     """Column that names the service an event comes from."""
     context: tuple[str, ...] = ()
@@ -145,7 +152,8 @@ class EvaluationConfig(_Strict):
     """A label is positive when the user consumes the target within so many days."""
     label_times: Literal["cutoff", "active_days"] = "cutoff"
     """``cutoff``: one label time for all users who come back within the horizon. ``active_days``:
-    00:00 UTC of days from the cut-off on at which a user with a past is active, at most three each."""
+    00:00 UTC of days from the cut-off on at which a user with a past is active, at most three
+    each."""
     max_targets: int = Field(default=30, ge=1)
     """The most frequent item tags (or content clusters where items have no tags) to predict."""
 
@@ -212,16 +220,16 @@ def load_dataset(path: str | Path, environ: Mapping[str, str] = os.environ) -> D
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataFault(f"{path} does not exist. `palate init DIR` writes one to start from.") from None
+        raise DataFault(
+            f"{path} does not exist. `palate init DIR` writes one to start from."
+        ) from None
     except yaml.YAMLError as exc:
         raise DataFault(f"{path} is not valid YAML: {exc}") from exc
     if not isinstance(raw, dict):
         raise DataFault(f"{path} holds {type(raw).__name__}, a mapping is expected.")
     for table in ("events", "users", "items"):
         if isinstance(raw.get(table), dict) and isinstance(raw[table].get("path"), str):
-            value = _VARIABLE.sub(
-                lambda m: environ.get(m.group(1), m.group(0)), raw[table]["path"]
-            )
+            value = _VARIABLE.sub(lambda m: environ.get(m.group(1), m.group(0)), raw[table]["path"])
             # From the YAML's folder, wherever the command runs; "${UNSET}/x" stays to be named.
             raw[table]["path"] = value if value.startswith("${") else str(path.parent / value)
     try:

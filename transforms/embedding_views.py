@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
+from types import FunctionType
+from typing import cast
 
 from feast import Entity, FeatureView, FileSource, OnDemandFeatureView, PushSource
 from feast.data_format import ParquetFormat
@@ -12,6 +14,7 @@ from transforms.names import ENCODER_TAG, SPACE_TAG, on_demand_view, stored_view
 from transforms.on_demand import EMBEDDING_FIELDS, EmbeddingTransformation
 
 __all__ = ["declare_on_demand_view", "declare_stored_view"]
+
 
 def declare_stored_view(
     user: Entity, *, space: int, encoder_version: str, folder: Path
@@ -70,7 +73,8 @@ def declare_on_demand_view(
         sources=list(sources),
         schema=list(EMBEDDING_FIELDS),
         feature_transformation=transformation,
-        udf=transformation.udf,
+        # Feast types the attribute of an instance as a bound method; it is the plain function.
+        udf=cast(FunctionType, transformation.udf),
         udf_string=transformation.udf_string,
         mode="python",
         tags={SPACE_TAG: str(space), ENCODER_TAG: encoder_version},

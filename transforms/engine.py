@@ -43,8 +43,8 @@ def arrow_table(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
 
     Notes
     -----
-    Through ``sql``, not ``execute``: DuckDB 2.0 mixes up ordered rows on the way from ``execute`` to
-    Arrow when ``preserve_insertion_order`` is off (measured: 8 of 8 reads of a million rows).
+    Through ``sql``, not ``execute``: DuckDB 2.0 mixes up ordered rows on the way from ``execute``
+    to Arrow when ``preserve_insertion_order`` is off (measured: 8 of 8 reads of a million rows).
     """
     return connection.sql(query).to_arrow_table()
 

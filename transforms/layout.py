@@ -38,14 +38,14 @@ PREFIX = {PROFILE: "profile", ACTIVITY: "activity", ONBOARDING: "onboarding"}
 def field(view: str, name: str) -> str:
     """Return the Parquet and Feast field of a raw view, for example ``activity_pooled``.
 
-    Fields carry their view's prefix because Feast hands an on-demand view its inputs under short names
-    too: two views with an ``as_of`` would overwrite each other (measured on Feast 0.67).
+    Fields carry their view's prefix because Feast hands an on-demand view its inputs under short
+    names too: two views with an ``as_of`` would overwrite each other (measured on Feast 0.67).
     """
     return f"{PREFIX[view]}_{name}"
 
 
 def column(view: str, name: str) -> str:
-    """Return the full name of a raw feature column, for example ``user_activity__activity_pooled``."""
+    """Return a raw feature column's full name, for example ``user_activity__activity_pooled``."""
     return f"{view}__{field(view, name)}"
 
 
@@ -63,12 +63,13 @@ class RawLayout:
     """Shape of the raw feature views of one data set and one set of modality encoders.
 
     ``user_activity``: pooled float32 [window][modality][dim], histogram float32
-    [window][modality][cluster], counts float32 [window][4] + 2 recencies, context string [column], as_of,
-    modality. ``user_profile``: categories string [column], numbers float32 [column], as_of.
+    [window][modality][cluster], counts float32 [window][4] + 2 recencies, context string [column],
+    as_of, modality. ``user_profile``: categories string [column], numbers float32 [column], as_of.
     ``user_onboarding``: pooled float32 [modality][dim] + 1 (number of picks), as_of, modality.
-    ``as_of`` is int64, microseconds since the epoch (UTC); ``modality`` is the version of the modality
-    encoders. Columns with no element are left out, and so is a view without any. Field names carry the
-    view's prefix (``field``).
+    ``as_of`` is int64, microseconds since the epoch (UTC); ``modality`` is the version of the
+    modality
+    encoders. Columns with no element are left out, and so is a view without any. Field names carry
+    the view's prefix (``field``).
     """
 
     modalities: tuple[Modality, ...]
@@ -95,30 +96,6 @@ class RawLayout:
             modalities=tuple(
                 Modality(name, known.get(name, config.dim), config.clusters)
                 for name, config in dataset.modalities.items()
-            ),
-            windows=dataset.windows,
-            context=dataset.events.context,
-            categories=users.categories if users else (),
-            numbers=users.numbers if users else (),
-            onboarding=bool(users and users.onboarding),
-        )
-
-    @classmethod
-    def of(cls, dataset: Dataset, dims: Mapping[str, int] | None = None) -> RawLayout:
-        """Return the layout of a data set.
-
-        Parameters
-        ----------
-        dataset : Dataset
-        dims : mapping of str to int, optional
-            Vector length of each modality as fitted; brought vectors keep the length they came with.
-            Default: as configured, enough to declare views, whose types have no width.
-        """
-        users = dataset.users
-        return cls(
-            modalities=tuple(
-                Modality(name, (dims or {}).get(name, m.dim), m.clusters)
-                for name, m in dataset.modalities.items()
             ),
             windows=dataset.windows,
             context=dataset.events.context,

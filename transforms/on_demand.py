@@ -1,6 +1,7 @@
 """The body of an on-demand view: generated source text that holds only literals.
 
-Feast 0.67 rebuilds a UDF from its source text with only ``pd`` and ``np`` in scope and compares UDFs by
+Feast 0.67 rebuilds a UDF from its source text with only ``pd`` and ``np`` in scope and compares
+UDFs by
 that text. So the text names the encoder version, and imports the runtime inside the function.
 """
 
@@ -20,7 +21,7 @@ EMBEDDING_FIELDS = (
     Field(
         name="as_of",
         dtype=Int64,
-        description="Event time of the newest raw feature inside, microseconds since the epoch, UTC.",
+        description="Event time of the newest raw feature inside, microseconds since the epoch.",
     ),
     Field(name="space", dtype=Int64, description="Number of the embedding space."),
     Field(name="encoder_version", dtype=String, description="Content hash of the encoder."),
@@ -60,8 +61,8 @@ def udf_source(*, view: str, space: int, encoder_version: str, store: str) -> st
 class EmbeddingTransformation(PythonTransformation):
     """A python-mode transformation that tells its output types without being run.
 
-    ``feast apply`` otherwise runs a UDF once on invented one-element arrays, which the encoder would
-    rightly refuse, and which would make applying a repository need the artifact.
+    ``feast apply`` otherwise runs a UDF once on invented one-element arrays, which the encoder
+    would rightly refuse, and which would make applying a repository need the artifact.
     """
 
     @classmethod

@@ -27,13 +27,16 @@ def declare_raw_views(user: Entity, layout: RawLayout, features_dir: Path) -> li
 
     Notes
     -----
-    A few wide arrays instead of many scalars: on Feast 0.67 an online read costs more per field than
+    A few wide arrays instead of many scalars: on Feast 0.67 an online read costs more per field
+    than
     per byte. Each view has a push source, so that a stream can refresh it between batch builds.
     """
     fields: dict[str, list[Field]] = {
         ACTIVITY: [
             _floats(ACTIVITY, "pooled", "Mean item vector of each window and modality."),
-            _floats(ACTIVITY, "histogram", "Shares over item clusters of each window and modality."),
+            _floats(
+                ACTIVITY, "histogram", "Shares over item clusters of each window and modality."
+            ),
             _floats(ACTIVITY, "counts", "Events, weight, active days, distinct items; recency."),
             *(_texts(ACTIVITY, "context", "Circumstances of the newest event.", layout.context)),
             _as_of(ACTIVITY),
@@ -45,7 +48,9 @@ def declare_raw_views(user: Entity, layout: RawLayout, features_dir: Path) -> li
             _as_of(PROFILE),
         ],
         ONBOARDING: [
-            _floats(ONBOARDING, "pooled", "Mean vector of the picks of each modality; their number."),
+            _floats(
+                ONBOARDING, "pooled", "Mean vector of the picks of each modality; their number."
+            ),
             _as_of(ONBOARDING),
             _modality(ONBOARDING),
         ],
@@ -53,7 +58,9 @@ def declare_raw_views(user: Entity, layout: RawLayout, features_dir: Path) -> li
     return [_view(view, user, fields[view], features_dir) for view in layout.views]
 
 
-def declare_item_vectors(item: Entity, modalities: tuple[str, ...], features_dir: Path) -> FeatureView:
+def declare_item_vectors(
+    item: Entity, modalities: tuple[str, ...], features_dir: Path
+) -> FeatureView:
     """Return the view of the modality encoders' item vectors, one array field a modality."""
     fields = [
         *(Field(name=name, dtype=Array(Float32)) for name in modalities),

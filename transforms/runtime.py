@@ -1,7 +1,7 @@
 """``encode``: the one function that turns raw features into embeddings, on every path.
 
-On-demand view, batch job, training-set back-fill and evaluation call it, so that a difference between
-training and serving would be a fault in one place. Needs no torch and no Feast.
+On-demand view, batch job, training-set back-fill and evaluation call it, so that a difference
+between training and serving would be a fault in one place. Needs no torch and no Feast.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class Encoded:
     ----------
     embedding : float32 (n_rows, embedding_dim)
     as_of : int64 (n_rows,)
-        Event time of the newest raw feature, microseconds since the epoch (UTC); 0 for a user without any.
+        Event time of the newest raw feature, microseconds since the epoch (UTC); 0 for a user
+        without any.
     n_events : int64 (n_rows,)
         Events in the longest window.
     status : object (n_rows,) of str

@@ -105,8 +105,6 @@ def test_a_failed_run_keeps_its_reason_until_it_is_begun_again(ledger: Ledger) -
 def test_processes_that_begin_one_run_at_once_share_it(url: str) -> None:
     Ledger(url).register("a" * 12, "/a", {})
     with ThreadPoolExecutor(8) as pool:
-        runs = list(
-            pool.map(lambda k: Ledger(url).begin_run(f"{k:016x}", 1, "same", {}), range(8))
-        )
+        runs = list(pool.map(lambda k: Ledger(url).begin_run(f"{k:016x}", 1, "same", {}), range(8)))
     assert len({r.run_id for r in runs}) == 1
     assert len(Ledger(url).runs()) == 1

@@ -66,7 +66,7 @@ def _read(source: RawSource) -> dict[tuple[int, dt.datetime], list[float | None]
 def _reference(
     views: dict[str, list[Row]], start: int | None, end: int, history: bool
 ) -> dict[tuple[int, dt.datetime], list[float | None]]:
-    """Row by row: for each moment of a user, each view's newest row at it, created last on a tie."""
+    """For each moment of a user: each view's newest row at it, created last on a tie."""
     moments: dict[int, set[int]] = {}
     for rows in views.values():
         for user, hour, _, _ in rows:
