@@ -17,11 +17,12 @@ from encoder.training import TrainingConfig, TrainingResult
 from tests.strategies import VERSION, random_batch
 from transforms.layout import Modality, RawLayout
 
-__all__ = ["MODEL", "SCHEMA", "WHEN", "VectorState", "tiny_artifact"]
+__all__ = ["LAYOUT", "MODEL", "SCHEMA", "WHEN", "VectorState", "tiny_artifact"]
 
-SCHEMA = RawLayout(
+LAYOUT = RawLayout(
     (Modality("collaborative", 4, 3),), (7,), categories=("gender",), onboarding=True
-).schema(VERSION)
+)
+SCHEMA = LAYOUT.schema(VERSION)
 MODEL = AutoencoderConfig(8, (16,))
 WHEN = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
