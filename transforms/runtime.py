@@ -10,6 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -133,8 +134,10 @@ def encode_on_demand(
     Returns
     -------
     dict of str to list
-        Each feature twice, under its short and its full name: Feast 0.67 looks among these keys for
-        ``view__feature`` when full names are asked for, and silently drops what it does not find.
+        Online each feature twice, under its short and its full name: Feast 0.67 looks among these keys
+        for ``view__feature`` when full names are asked for, and silently drops what it does not find.
+        In historical retrieval under its short name only: there Feast renames the keys itself, and
+        both of them would become one name twice.
     """
     artifact = load_encoder(store, encoder_version)
     batch = batch_from_feast(inputs, artifact.preprocessor.schema)
@@ -147,4 +150,11 @@ def encode_on_demand(
         "status": encoded.status.tolist(),
         "n_events": encoded.n_events.tolist(),
     }
+    if _is_historical(inputs):
+        return features
     return features | {f"{view}__{name}": values for name, values in features.items()}
+
+
+def _is_historical(inputs: Mapping[str, Sequence[Any]]) -> bool:
+    """Return whether Feast hands over a table of past moments: only that has a column of datetimes."""
+    return any(isinstance(value, datetime) for values in inputs.values() for value in values[:1])
