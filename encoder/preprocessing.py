@@ -27,6 +27,9 @@ MAX_CATEGORIES = 256
 CLIP = 8.0
 """Bound, in standard deviations, of standardised counts and numbers."""
 
+_MOST = 2.0**62
+"""Counts are told as int64; a float32 near 2**63 would not fit."""
+
 _NOTHING = 1e-30
 """Norms and sums below this count as all zeros; their reciprocal would leave float32."""
 
@@ -374,7 +377,8 @@ def _element(
     """Return one element of an array column as int64 (n_rows,), 0 where the row has none."""
     column = _column(batch, name, ArrayColumn)
     _check_shape(name, column.values, batch.n_rows, schema.array_columns[name])
-    return np.where(column.valid, column.values[:, offset], 0).astype(np.int64)
+    counts = np.where(column.valid, column.values[:, offset], 0)
+    return np.minimum(counts, _MOST).astype(np.int64)
 
 
 def _check(schema: FeatureSchema, batch: RawBatch) -> None:
