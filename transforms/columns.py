@@ -54,7 +54,8 @@ def batch_from_feast(inputs: Mapping[str, Sequence[Any]], schema: FeatureSchema)
         _check_width(rows, valid, name, width, users)
         text = np.full((n_rows, width), "", object)
         if rows:
-            text[valid] = np.array(rows, object).reshape(-1, width)
+            flat = ["" if element is None else element for row in rows for element in row]
+            text[valid] = np.array(flat, object).reshape(-1, width)
         columns[name] = TextColumn(text, valid)
     for name in schema.as_of_columns:
         numbers, valid = _present(inputs[name])
@@ -98,9 +99,10 @@ def _check_width(
     rows: list[Any], valid: npt.NDArray[np.bool_], name: str, width: int, users: tuple[str, ...]
 ) -> None:
     for position, row in enumerate(rows):
-        if not hasattr(row, "__len__") or len(row) != width:
+        is_array = hasattr(row, "__len__") and not isinstance(row, str)
+        if not is_array or len(row) != width:
             index = int(np.flatnonzero(valid)[position])
-            given = f"{len(row)} values were" if hasattr(row, "__len__") else f"{row!r} was"
+            given = f"{len(row)} values were" if is_array else f"{row!r} was"
             raise _malformed(index, name, users, f"{given} given, an array of {width}")
 
 

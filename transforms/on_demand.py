@@ -7,6 +7,7 @@ that text. So the text names the encoder version, and imports the runtime inside
 
 from __future__ import annotations
 
+from keyword import iskeyword
 from types import FunctionType
 from typing import Any
 
@@ -53,7 +54,7 @@ def udf_source(*, view: str, space: int, encoder_version: str, store: str) -> st
     ValueError
         ``view`` is no Python identifier.
     """
-    if not view.isidentifier():
+    if not view.isidentifier() or iskeyword(view):
         raise ValueError(f"View name {view!r} was given, a Python identifier is expected.")
     return _SOURCE.format(view=view, space=space, encoder_version=encoder_version, store=store)
 
