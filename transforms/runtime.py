@@ -134,10 +134,10 @@ def encode_on_demand(
     Returns
     -------
     dict of str to list
-        Online each feature twice, under its short and its full name: Feast 0.67 looks among these keys
-        for ``view__feature`` when full names are asked for, and silently drops what it does not find.
-        In historical retrieval under its short name only: there Feast renames the keys itself, and
-        both of them would become one name twice.
+        Online each feature twice, under its short and its full name: Feast 0.67 looks among these
+        keys for ``view__feature`` when full names are asked for, and silently drops what it does
+        not find. In historical retrieval under its short name only: there Feast renames the keys
+        itself, and both of them would become one name twice.
     """
     artifact = load_encoder(store, encoder_version)
     batch = batch_from_feast(inputs, artifact.preprocessor.schema)
@@ -156,5 +156,5 @@ def encode_on_demand(
 
 
 def _is_historical(inputs: Mapping[str, Sequence[Any]]) -> bool:
-    """Return whether Feast hands over a table of past moments: only that has a column of datetimes."""
+    """Return whether Feast asks for past moments: only then a column holds datetimes."""
     return any(isinstance(value, datetime) for values in inputs.values() for value in values[:1])
