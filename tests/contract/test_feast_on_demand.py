@@ -1,4 +1,4 @@
-"""On-demand views through Feast itself: registry round trip, fresh process, and the traps we rely on."""
+"""On-demand views through Feast itself: registry round trip, fresh process, and pinned traps."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def test_feast_drops_an_aliased_on_demand_feature(served: Served) -> None:
 
 
 def test_feast_rebuilds_a_function_without_its_module(served: Served) -> None:
-    """Why the body is generated and imports inside: a module-level name is gone after the registry."""
+    """Why the body imports inside: a module-level name is gone after the registry."""
     source = "def uses_global(inputs):\n    return {'newest': [OFFSET for _ in inputs]}\n"
     scope: dict[str, Any] = {"OFFSET": 7}
     exec(source, scope)  # noqa: S102  as Feast does

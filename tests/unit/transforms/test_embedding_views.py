@@ -1,0 +1,50 @@
+"""Feast declarations of a space."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from feast import Entity, FileSource, ValueType
+
+from tests.encoders import LAYOUT
+from transforms.embedding_views import declare_on_demand_view, declare_stored_view
+from transforms.names import (
+    ENCODER_TAG,
+    SPACE_TAG,
+    USER_KEY,
+    on_demand_view,
+    space_of_view,
+    stored_view,
+)
+from transforms.raw_views import declare_raw_views
+
+USER = Entity(name="user", join_keys=[USER_KEY], value_type=ValueType.INT64)
+VERSION = "c0ffee123456"
+
+
+def test_both_views_of_a_space_offer_the_same_features_and_say_whose_they_are() -> None:
+    stored = declare_stored_view(USER, space=4, encoder_version=VERSION, folder=Path("/offline/x"))
+    raw = declare_raw_views(USER, LAYOUT, Path("/features"))
+    fresh = declare_on_demand_view(raw, space=4, encoder_version=VERSION, store="/encoders")
+    assert (stored.name, fresh.name) == (stored_view(4), on_demand_view(4))
+    assert space_of_view(stored.name) == 4
+    offered = [
+        {f.name: (f.dtype, f.description) for f in view.features} for view in (stored, fresh)
+    ]
+    assert offered[0] == offered[1]
+    for view in (stored, fresh):
+        assert view.tags == {SPACE_TAG: "4", ENCODER_TAG: VERSION}
+    assert set(fresh.source_feature_view_projections) == {view.name for view in raw}
+    assert f"encoder_version='{VERSION}'" in fresh.feature_transformation.udf_string
+    assert fresh.mode == "python"
+    assert not fresh.write_to_online_store
+
+
+def test_the_stored_view_reads_its_folder_and_takes_pushes() -> None:
+    view = declare_stored_view(USER, space=4, encoder_version=VERSION, folder=Path("/offline/x"))
+    assert isinstance(view.batch_source, FileSource)
+    assert view.batch_source.path == "/offline/x"
+    assert view.batch_source.timestamp_field == "event_timestamp"
+    assert view.batch_source.created_timestamp_column == "created_timestamp"
+    assert view.stream_source is not None
+    assert view.stream_source.name == "user_embedding_s4_push"

@@ -1,0 +1,29 @@
+"""Names of Feast objects."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transforms.names import on_demand_view, space_of_view, stored_view
+
+
+@given(st.integers(0, 10**9))
+def test_a_stored_view_names_its_space(space: int) -> None:
+    assert space_of_view(stored_view(space)) == space
+    assert space_of_view(on_demand_view(space)) is None
+
+
+@given(st.integers(0, 10**9), st.integers(0, 10**9))
+def test_no_two_views_share_a_name(one: int, other: int) -> None:
+    names = {view(space) for view in (stored_view, on_demand_view) for space in {one, other}}
+    assert len(names) == 2 * len({one, other})
+
+
+@pytest.mark.parametrize(
+    "view",
+    ["user_activity", "user_embedding_s", "user_embedding_sx", "user_embedding_s1_old", ""],
+)
+def test_other_names_have_no_space(view: str) -> None:
+    assert space_of_view(view) is None
