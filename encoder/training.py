@@ -46,7 +46,10 @@ class TrainingConfig:
     batch_size: int = 512
     """Rows a step, over all processes together."""
     max_epochs: int = 30
-    """Epochs at most; the cosine schedule ends here."""
+    """Epochs at most; the cosine schedule ends here, or where ``max_rows`` does."""
+    max_rows: int = 6_000_000
+    """Training rows at most, all epochs together, rounded down to whole epochs, at least one. A set
+    with more rows needs fewer passes, and a night's training has a known length."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW."""
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -79,7 +82,7 @@ class TrainingConfig:
     """torch.compile; ``auto``: on a GPU."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_epochs", "patience", "buffer_rows"):
+        for name in ("batch_size", "max_epochs", "max_rows", "patience", "buffer_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} given, at least 1 expected.")
         for name in ("learning_rate", "clip_norm"):
@@ -92,6 +95,10 @@ class TrainingConfig:
                 f"checkpoint_every_steps {self.checkpoint_every_steps} given, "
                 "at least 1 or None expected."
             )
+
+    def epochs(self, n_training_rows: int) -> int:
+        """Return the number of epochs that ``max_epochs`` and ``max_rows`` allow."""
+        return max(1, min(self.max_epochs, self.max_rows // n_training_rows))
 
     def learning_rate_at(self, step: int, total_steps: int) -> float:
         """Return the learning rate of zero-based ``step``."""
@@ -150,7 +157,7 @@ class TrainingResult:
     best_epoch : int
         From 1: the epoch with the lowest validation loss.
     stopped_early : bool
-        Whether ``patience`` ran out before ``max_epochs``.
+        Whether ``patience`` ran out before the last epoch.
     n_training_rows, n_validation_rows : int
     sample : float32 (at most 256, n_inputs)
         Inputs of held-out rows, to check the exported graph with.
@@ -256,23 +263,24 @@ def train(
             model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         steps_per_epoch = inputs.training.n_batches(config.batch_size, config.buffer_rows)
-        total_steps = steps_per_epoch * config.max_epochs
+        n_rows = inputs.training.n_rows
+        epochs = config.epochs(n_rows)
+        total_steps = steps_per_epoch * epochs
         at = _Progress()
         best: dict[str, Tensor] = {}
         if resume and checkpoint.exists():
             at, best = _resume(checkpoint, run, model, optimizer)
             logger.info("run %s resumed at epoch %s, step %s", run, at.epoch + 1, at.step_in_epoch)
 
-        n_rows = inputs.training.n_rows
         with tqdm(
-            total=config.max_epochs * n_rows,
+            total=epochs * n_rows,
             initial=at.epoch * n_rows + at.row_sum,
             desc="train",
             unit="row",
             unit_scale=True,
             disable=not show,
         ) as bar:
-            while at.epoch < config.max_epochs and not _out_of_patience(at, config):
+            while at.epoch < epochs and not _out_of_patience(at, config):
                 started, first_row = time.perf_counter(), at.row_sum
                 order = (config.seed, at.epoch)
                 for batch in inputs.training.shuffled(
@@ -347,7 +355,7 @@ def train(
         model=model,
         history=tuple(at.history),
         best_epoch=at.best_epoch,
-        stopped_early=at.epoch < config.max_epochs,
+        stopped_early=at.epoch < epochs,
         n_training_rows=inputs.training.n_rows,
         n_validation_rows=inputs.validation.n_rows,
         sample=sample,

@@ -334,3 +334,13 @@ def test_planted_segments_are_recovered_better_than_by_a_random_projection(tmp_p
 
     assert accuracy(embedded, segment) > accuracy(projected, segment) + 0.15
     assert accuracy(embedded, rng.permutation(segment)) < 0.32  # chance is 0.25
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "expected"), [(1, 30), (100, 30), (200, 15), (399, 7), (3000, 1), (10**9, 1)]
+)
+def test_epochs_end_at_the_epoch_or_the_row_limit_but_never_at_none(
+    n_rows: int, expected: int
+) -> None:
+    # 3,000 rows in all: 100 rows 30 times, 399 rows 7 times (2,793), the 8th would pass 3,000.
+    assert TrainingConfig(max_epochs=30, max_rows=3000).epochs(n_rows) == expected
