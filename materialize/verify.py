@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -46,7 +46,7 @@ def verify_offline(folder: Path, expected_rows: int, space: Space) -> int:
             versions = set(batch.column("encoder_version").unique().to_pylist())
             if spaces != {space.number} or versions != {space.encoder_version}:
                 raise VerificationFailed(
-                    f"{path} holds spaces {sorted(spaces)} and encoders {sorted(versions)}; "
+                    f"{path} holds spaces {_listed(spaces)} and encoders {_listed(versions)}; "
                     f"only space {space.number} ({space.encoder_version}) is expected."
                 )
             vectors = embedding_matrix(batch.column("embedding"))
@@ -79,7 +79,7 @@ def verify_online(store: FeatureStore, view: str, folder: Path) -> int:
         A sampled user is absent, older, or has another vector at the same ``as_of``.
     """
     written = _sample(folder)
-    if not written.num_rows:
+    if written is None:
         return 0
     users = written.column(USER_KEY).to_pylist()
     answer = store.get_online_features(
@@ -103,13 +103,20 @@ def verify_online(store: FeatureStore, view: str, folder: Path) -> int:
     return len(users)
 
 
-def _sample(folder: Path) -> pa.Table:
-    """Return up to 200 rows, spread evenly over the run's row groups."""
+def _listed(values: set[Any]) -> str:
+    return f"[{', '.join(sorted(map(repr, values)))}]"
+
+
+def _sample(folder: Path) -> pa.Table | None:
+    """Return about 200 rows, spread over the run's row groups; None: it has no row."""
     groups = [
         (pq.ParquetFile(path), group)
         for path in parquet_files(folder)
         for group in range(pq.read_metadata(path).num_row_groups)
+        if pq.read_metadata(path).row_group(group).num_rows
     ]
+    if not groups:  # a run over a range without rows
+        return None
     chosen = groups[:: max(1, len(groups) // 8)]
     tables = []
     for file, group in chosen:
