@@ -308,7 +308,7 @@ def compare(repo: Path, space: int | None, n_users: int, limit: float) -> None:
     comparison = compare_views(context.store, number, users)
     _print(comparison.to_dict())
     agree = comparison.same_as_of and comparison.same_status and not comparison.missing
-    if not agree or comparison.max_abs_diff > limit:
+    if not (agree and comparison.max_abs_diff <= limit):  # NaN is no agreement
         sys.exit(3)
 
 

@@ -33,7 +33,7 @@ class Comparison:
     missing : int
         Users that the stored view does not have.
     max_abs_diff : float
-        Largest absolute difference of an element of an embedding.
+        Largest absolute difference of an element of an embedding; NaN when one is NaN.
     same_as_of, same_status : bool
         Whether both views agree on them for every user.
     """
@@ -50,7 +50,7 @@ class Comparison:
 
 
 def sample_users(settings: RepoSettings, space: int, n: int, seed: int = 0) -> list[Any]:
-    """Return up to ``n`` users of a space's newest published run, evenly spread and reproducible.
+    """Return up to ``n`` users that a space has rows of, drawn at random and reproducible.
 
     Raises
     ------
@@ -94,7 +94,8 @@ def compare_views(store: FeatureStore, space: int, users: Sequence[Any]) -> Comp
                 continue
             compared += 1
             difference = np.subtract(stored["embedding"][row], fresh["embedding"][row])
-            largest = max(largest, float(np.abs(difference).max()))
+            # Not max(): it would pass over NaN.
+            largest = float(np.maximum(largest, np.abs(difference).max()))
             same_as_of &= stored["as_of"][row] == fresh["as_of"][row]
             same_status &= stored["status"][row] == fresh["status"][row]
     return Comparison(compared, missing, largest, same_as_of, same_status)
