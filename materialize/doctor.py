@@ -43,13 +43,14 @@ def examine(repo: Path) -> list[Check]:
         settings = load_settings(repo)
         dataset = settings.dataset
     except DataFault as exc:
-        return [*checks, Check("FAIL", "repository", str(exc), "palate init DIR")]
+        remedy = "Correct it; `palate init DIR` writes a repository to compare with."
+        return [*checks, Check("FAIL", "repository", str(exc), remedy)]
     checks.append(Check("ok", "repository", f"{settings.repo}, data set {dataset.name}"))
     checks += _data(settings)
     spaces: list[Space] = []
     try:
         spaces = Ledger(settings.ledger_url).spaces()
-    except SQLAlchemyError as exc:
+    except (SQLAlchemyError, ImportError, OSError) as exc:  # also: no driver, no such folder
         checks.append(Check("FAIL", "ledger", str(exc), "Check `ledger:` in palate.yaml."))
     else:
         detail = f"{len(spaces)} space(s)"
@@ -84,7 +85,12 @@ def _installation() -> Iterator[Check]:
 def _data(settings: RepoSettings) -> Iterator[Check]:
     clean = CleanTables(settings.data_dir)
     if clean.exists():
-        yield Check("ok", "clean data", f"{clean.folder}, fingerprint {clean.fingerprint()}")
+        try:
+            fingerprint = clean.fingerprint()
+        except OSError as exc:  # a file cut short
+            yield Check("FAIL", "clean data", f"{clean.folder}: {exc}", "palate data validate")
+        else:
+            yield Check("ok", "clean data", f"{clean.folder}, fingerprint {fingerprint}")
     else:
         yield Check("WARN", "clean data", "not validated yet", "palate data validate")
     built = sorted(p.parent.name for p in settings.features_dir.glob("user_*/*.parquet"))
@@ -100,7 +106,7 @@ def _artifact(settings: RepoSettings, space: Space) -> Check:
     name = f"artifact of space {space.number}"
     try:
         ArtifactStore(settings.artifacts_url).load(space.encoder_version)
-    except EmbeddingError as exc:
+    except (EmbeddingError, ImportError, OSError, ValueError) as exc:  # also: no such file system
         return Check("FAIL", name, str(exc), "Restore the artifact folder, or train again.")
     return Check("ok", name, space.encoder_version)
 

@@ -57,8 +57,9 @@ def init_repository(target: Path, dataset: str = "my_data") -> list[Path]:
     """
     if dataset not in shipped_datasets():
         raise DataFault(f"Unknown data set {dataset!r}. Shipped: {', '.join(shipped_datasets())}.")
-    if target.exists() and any(target.iterdir()):
-        raise DataFault(f"{target} is not empty. Name a new folder, or empty this one first.")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        what = "is not empty" if target.is_dir() else "is a file"
+        raise DataFault(f"{target} {what}. Name a new folder, or empty this one first.")
     shutil.copytree(template_folder(), target, ignore=_NOT_COPIED, dirs_exist_ok=True)
     config = target / CONFIG_FILE
     text = config.read_text(encoding="utf-8")

@@ -20,7 +20,7 @@ from encoder.modality import ModalityEncoders
 from encoder.schema import FeatureSchema
 from encoder.store import ArtifactStore
 from materialize.batch import open_source
-from materialize.config import RepoSettings
+from materialize.config import CONFIG_FILE, RepoSettings
 from materialize.embedding_rows import ensure_readable
 from materialize.features import current_modalities
 from materialize.ledger import Ledger, Space
@@ -32,7 +32,9 @@ from transforms.runtime import load_encoder
 if TYPE_CHECKING:
     from feast import FeatureStore
 
-__all__ = ["TrainReport", "train_space"]
+    from encoder.training import TrainingConfig
+
+__all__ = ["TrainReport", "train_space", "training_config"]
 
 _log = logging.getLogger(__name__)
 
@@ -93,21 +95,16 @@ def train_space(
     Safe to repeat: training rows and checkpoints are kept under ``data_dir/training`` until the
     space is registered, the artifact is content addressed, and the ledger row comes last.
     """
-    from encoder.autoencoder import AutoencoderConfig
     from encoder.export import export_artifact
     from encoder.preprocessing import Preprocessor
     from encoder.rows import RowSource
-    from encoder.training import TrainingConfig, train
+    from encoder.training import train
 
+    config = training_config(settings)
     dataset = settings.dataset
     modalities = current_modalities(settings.features_dir)
     schema = _layout(settings, modalities).schema(modalities.version)
     source = open_source(store, settings, schema, end=dataset.evaluation.cutoff, history=True)
-    seed = {"seed": settings.file.seed}
-    config = TrainingConfig(
-        model=AutoencoderConfig(**_tupled(seed | settings.file.autoencoder)),
-        **(seed | settings.file.training),
-    )
     key = _key(source, schema, asdict(config))
     if resume:
         for space in ledger.spaces():
@@ -144,6 +141,30 @@ def train_space(
     shutil.rmtree(folder, ignore_errors=True)
     _log.info("space %s is encoder version %s", space.number, space.encoder_version)
     return TrainReport(space, rows, history, artifact.encoder_version not in known)
+
+
+def training_config(settings: RepoSettings) -> TrainingConfig:
+    """Return the training's settings: the defaults, and what ``palate.yaml`` says otherwise.
+
+    Raises
+    ------
+    DataFault
+        ``autoencoder`` or ``training`` has an unknown field or a value that it does not take.
+    """
+    from encoder.autoencoder import AutoencoderConfig
+    from encoder.training import TrainingConfig
+
+    seed = {"seed": settings.file.seed}
+    part = "autoencoder"
+    try:
+        model = AutoencoderConfig(**_tupled(seed | settings.file.autoencoder))
+        part = "training"
+        return TrainingConfig(model=model, **(seed | settings.file.training))
+    except (TypeError, ValueError) as exc:
+        raise DataFault(
+            f"{settings.repo / CONFIG_FILE}, {part}: {exc} Correct the field: "
+            "docs/configuration.md lists them."
+        ) from exc
 
 
 def _layout(settings: RepoSettings, modalities: ModalityEncoders) -> RawLayout:
