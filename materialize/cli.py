@@ -111,12 +111,16 @@ def validate(repo: Path, dry_run: bool, quiet: bool) -> None:
 @click.option(
     "--to", type=click.Path(path_type=Path), default=Path("raw"), show_default=True, help="Folder."
 )
+@click.option("--url", help="Mirror to use instead of the official address.")
 @_QUIET
-def fetch(name: str, to: Path, quiet: bool) -> None:
+def fetch(name: str, to: Path, url: str | None, quiet: bool) -> None:
     """Download the public data set NAME from its official address."""
+    from materialize.fetch import KNOWN
     from materialize.fetch import fetch as run
 
-    click.echo(run(name, to, progress=not quiet))
+    if name not in KNOWN:
+        raise click.BadParameter(f"{name!r} is not known; known: {', '.join(sorted(KNOWN))}.")
+    click.echo(run(name, to, url=url, progress=not quiet))
 
 
 @main.group()

@@ -134,8 +134,13 @@ class RawSource:
 
     @property
     def fingerprint(self) -> str:
-        """12 hex digits that change when rows are added to the raw views or the range moves."""
-        digest = hashlib.sha256(f"{self.start}|{self.end}|{self.history}".encode())
+        """12 hex digits that change when other rows would come.
+
+        An ``end`` after the newest raw row counts as none: the job that runs every hour up to now
+        has something to do only when raw rows came.
+        """
+        end = self.end if self._newest() >= self.end else None
+        digest = hashlib.sha256(f"{self.start}|{end}|{self.history}".encode())
         for view in self.views:
             for path in parquet_files(view.folder):
                 rows = pq.read_metadata(path).num_rows
@@ -154,6 +159,17 @@ class RawSource:
             )
             self._partitions = max(1, -(-rows // _ROWS_PER_PARTITION))
         return self._partitions
+
+    def _newest(self) -> datetime:
+        """Return the event time of the newest raw row."""
+        newest = " UNION ALL ".join(
+            f'SELECT max("{view.timestamp}") AS moment FROM read_parquet({_files(view)})'
+            for view in self.views
+        )
+        with self._connection() as db:
+            table = db.sql(f"SELECT max(moment) AS moment FROM ({newest})").to_arrow_table()
+        moment: datetime | None = table.column("moment")[0].as_py()
+        return self.end if moment is None else moment
 
     def count(self) -> int:
         """Return the number of rows of all partitions together."""

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from materialize.config import RepoSettings
 from materialize.evaluate.labels import Labels, build_labels
 from materialize.evaluate.probe import ProbeReport, run_probe
+from materialize.features import current_modalities
 from materialize.ledger import Space
 from transforms.clean import CleanTables
 from transforms.layout import ACTIVITY, field
@@ -82,6 +83,7 @@ def evaluate_space(store: FeatureStore, settings: RepoSettings, space: Space) ->
         CleanTables(settings.data_dir),
         memory_limit_mb=settings.file.memory_limit_mb,
         seed=settings.file.seed,
+        item_targets=_cluster_targets(settings),
     )
     rows = training_set(store, space, labels)
     probe = run_probe(
@@ -93,6 +95,24 @@ def evaluate_space(store: FeatureStore, settings: RepoSettings, space: Space) ->
         seed=settings.file.seed,
     )
     return Evaluation(labels, rows, probe)
+
+
+def _cluster_targets(settings: RepoSettings) -> pa.Table | None:
+    """Return item clusters to predict where items have no tags: content's, else the first ones."""
+    items = settings.dataset.items
+    if items is not None and items.tags is not None:
+        return None
+    encoders = current_modalities(settings.features_dir)
+    named = {m.name: m for m in encoders.modalities}
+    chosen = named.get("content", encoders.modalities[0])
+    known = chosen.cluster_of >= 0
+    clusters = chosen.cluster_of[known].tolist()
+    return pa.table(
+        {
+            "item_id": encoders.item_ids.filter(pa.array(known)),
+            "target": [f"{chosen.name} {k}" for k in clusters],
+        }
+    )
 
 
 def training_set(store: FeatureStore, space: Space, labels: Labels) -> TrainingSet:

@@ -141,8 +141,13 @@ def test_fingerprint_follows_rows_and_range(tmp_path: Path) -> None:
     source = _source(tmp_path, {"one": rows}, end=_at(5))
     before = source.fingerprint
     assert before == source.fingerprint
-    later = RawSource(source.views, end=_at(6), memory_limit_mb=256, spill=tmp_path / "spill")
-    assert later.fingerprint != before
+
+    def until(hour: int) -> str:
+        spill = tmp_path / "spill"
+        return RawSource(source.views, end=_at(hour), memory_limit_mb=256, spill=spill).fingerprint
+
+    assert until(6) == before, "no raw row lies between: the same rows would come"
+    assert until(1) != before, "the row at hour 1 would not come"
     pq.write_table(pq.read_table(tmp_path / "one" / "a.parquet"), tmp_path / "one" / "c.parquet")
     assert source.fingerprint != before
 
