@@ -108,6 +108,8 @@ def _newest_embeddings(
 ) -> tuple[pa.Array, npt.NDArray[np.float32]]:
     """Return some users of the space and their newest embeddings, in a stable random order."""
     files = parquet_files(settings.offline_dir / stored_view(space.number))
+    if not files:
+        raise _too_few(space, 0)
     with bounded_connection(settings.file.memory_limit_mb) as db:
         paths = ", ".join(quoted(p) for p in files)
         chosen = (
@@ -121,12 +123,16 @@ def _newest_embeddings(
             f'GROUP BY "{USER_KEY}" ORDER BY hash("{USER_KEY}"), "{USER_KEY}"'
         ).to_arrow_table()
     if table.num_rows <= _NEIGHBOURS:
-        raise DataFault(
-            f"Space {space.number} has {table.num_rows} user(s), too few for a report. "
-            f"Run `palate materialize --space {space.number}`."
-        )
+        raise _too_few(space, table.num_rows)
     vectors = embedding_matrix(table.column("embedding").combine_chunks())
     return table.column(USER_KEY).combine_chunks(), vectors
+
+
+def _too_few(space: Space, users: int) -> DataFault:
+    return DataFault(
+        f"Space {space.number} has {users} user(s), too few for a report. "
+        f"Run `palate materialize --space {space.number}`."
+    )
 
 
 def _tastes(db: duckdb.DuckDBPyConnection, clean: CleanTables, users: pa.Array) -> list[str]:
