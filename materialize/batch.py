@@ -22,7 +22,7 @@ from materialize.config import RepoSettings
 from materialize.embedding_rows import encode_rows
 from materialize.ledger import Ledger, Space
 from materialize.online import write_online
-from materialize.source import RawSource, RawView, parquet_files, resolve_views
+from materialize.source import RawSource, RawView, applied_view, parquet_files, resolve_views
 from materialize.verify import verify_offline, verify_online
 from transforms.names import stored_view
 from transforms.runtime import load_encoder
@@ -103,7 +103,7 @@ def materialize_space(
     Raises
     ------
     DataFault
-        Raw views are not applied or not built.
+        The space's view or a raw view is not applied, or raw features are not built.
     MalformedInput, SpaceMismatch
         A raw row does not fit the encoder.
     VerificationFailed
@@ -116,6 +116,7 @@ def materialize_space(
     writes are idempotent, and the ledger row comes last.
     """
     began = time.perf_counter()
+    applied_view(store, stored_view(space.number))
     source = open_source(
         store, settings, _schema(settings, space), end=end, start=start, history=from_history
     )

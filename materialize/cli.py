@@ -210,12 +210,12 @@ def materialize(
     context = _context(repo)
     chosen = context.ledger.space(space)
     until = _utc(end) or datetime.now(timezone.utc)
+    raw_rows: dict[str, int] = {}
     if raw and not from_history and not dry_run:
         views = tuple(chosen.facts["raw_views"])
-        rows = materialize_raw(
+        raw_rows = materialize_raw(
             context.store, context.settings, views, end=until, progress=not quiet
         )
-        _print({"raw_rows_online": rows})
     report = materialize_space(
         context.store,
         context.settings,
@@ -227,7 +227,7 @@ def materialize(
         dry_run=dry_run,
         progress=not quiet,
     )
-    _print(asdict(report))
+    _print(asdict(report) | {"raw_rows_online": raw_rows})
 
 
 @main.command()

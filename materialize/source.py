@@ -19,9 +19,9 @@ from transforms.engine import bounded_connection, quoted
 from transforms.names import USER_KEY
 
 if TYPE_CHECKING:
-    from feast import FeatureStore
+    from feast import FeatureStore, FeatureView
 
-__all__ = ["RawSource", "RawView", "parquet_files", "resolve_views"]
+__all__ = ["RawSource", "RawView", "applied_view", "parquet_files", "resolve_views"]
 
 _ROWS_PER_PARTITION = 100_000
 
@@ -56,16 +56,10 @@ def resolve_views(store: FeatureStore, names: Sequence[str]) -> list[RawView]:
         A view is not applied, has no file source, or its folder holds no Parquet file.
     """
     from feast import FileSource
-    from feast.errors import FeatureViewNotFoundException
 
     views = []
     for name in names:
-        try:
-            view = store.get_feature_view(name)
-        except FeatureViewNotFoundException:
-            raise DataFault(
-                f"The registry has no feature view {name!r}. Run `feast apply` in the repository."
-            ) from None
+        view = applied_view(store, name)
         source = view.batch_source
         if not isinstance(source, FileSource):
             raise DataFault(
@@ -85,6 +79,24 @@ def resolve_views(store: FeatureStore, names: Sequence[str]) -> list[RawView]:
             )
         )
     return views
+
+
+def applied_view(store: FeatureStore, name: str) -> FeatureView:
+    """Return a feature view of the registry.
+
+    Raises
+    ------
+    DataFault
+        It is not applied.
+    """
+    from feast.errors import FeatureViewNotFoundException
+
+    try:
+        return store.get_feature_view(name)
+    except FeatureViewNotFoundException:
+        raise DataFault(
+            f"The registry has no feature view {name!r}. Run `feast apply` in the repository."
+        ) from None
 
 
 def parquet_files(folder: Path) -> list[Path]:

@@ -24,7 +24,7 @@ from materialize.config import CONFIG_FILE, RepoSettings
 from materialize.embedding_rows import ensure_readable
 from materialize.features import current_modalities
 from materialize.ledger import Ledger, Space
-from materialize.source import RawSource
+from materialize.source import RawSource, parquet_files
 from transforms.layout import RawLayout
 from transforms.names import USER_KEY, stored_view
 from transforms.runtime import load_encoder
@@ -106,12 +106,12 @@ def train_space(
     schema = _layout(settings, modalities).schema(modalities.version)
     source = open_source(store, settings, schema, end=dataset.evaluation.cutoff, history=True)
     key = _key(source, schema, asdict(config))
+    folder = settings.data_dir / "training" / key
     if resume:
         for space in ledger.spaces():
             if space.facts["training_key"] == key:
                 _log.info("space %s was trained on the same rows and settings", space.number)
-                return _trained_before(settings, space)
-    folder = settings.data_dir / "training" / key
+                return _trained_before(settings, space, source, folder)
     rows = _write_rows(source, folder / "rows.parquet", schema, progress=progress)
     row_source = RowSource(folder / "rows.parquet", schema, user_column=USER_KEY)
     preprocessor = Preprocessor.fit(schema, row_source.batches("training", config.held_out_share))
@@ -136,9 +136,7 @@ def train_space(
     url = ArtifactStore(settings.artifacts_url).save(artifact)
     known = {space.encoder_version for space in ledger.spaces()}
     space = ledger.register(artifact.encoder_version, url, facts)
-    user_type = pq.read_schema(folder / "rows.parquet").field(USER_KEY).type
-    ensure_readable(settings.offline_dir / stored_view(space.number), user_type)
-    shutil.rmtree(folder, ignore_errors=True)
+    _finish(settings, space, source, folder)
     _log.info("space %s is encoder version %s", space.number, space.encoder_version)
     return TrainReport(space, rows, history, artifact.encoder_version not in known)
 
@@ -177,9 +175,20 @@ def _key(source: RawSource, schema: FeatureSchema, config: Mapping[str, Any]) ->
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def _trained_before(settings: RepoSettings, space: Space) -> TrainReport:
+def _trained_before(
+    settings: RepoSettings, space: Space, source: RawSource, folder: Path
+) -> TrainReport:
+    _finish(settings, space, source, folder)  # a training may have been killed just before
     manifest = load_encoder(settings.artifacts_url, space.encoder_version).manifest
     return TrainReport(space, space.facts["training_rows"], manifest.training["history"], new=False)
+
+
+def _finish(settings: RepoSettings, space: Space, source: RawSource, folder: Path) -> None:
+    """Make the new view readable and drop what only the training needed; safe to repeat."""
+    files = parquet_files(source.views[0].folder)
+    user_type = pq.read_schema(files[0]).field(USER_KEY).type
+    ensure_readable(settings.offline_dir / stored_view(space.number), user_type)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_rows(source: RawSource, path: Path, schema: FeatureSchema, *, progress: bool) -> int:

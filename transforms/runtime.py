@@ -72,7 +72,9 @@ def load_encoder(store: str, encoder_version: str) -> EncoderArtifact:
     with _lock:
         artifact = _loaded.get(key)
         if artifact is None:
-            artifact = _loaded[key] = ArtifactStore(store).load(encoder_version)
+            artifact = ArtifactStore(store).load(encoder_version)
+            artifact.session()  # made once here, not by every first request at the same moment
+            _loaded[key] = artifact
         _loaded.move_to_end(key)
         while len(_loaded) > _KEEP:
             _loaded.popitem(last=False)

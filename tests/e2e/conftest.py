@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,25 +41,32 @@ class Story:
     truth: SimulatedTruth
 
 
+@dataclass(frozen=True)
+class Raw:
+    """Simulated listeners on disk."""
+
+    folder: Path
+    truth: SimulatedTruth
+
+
 @pytest.fixture(scope="session")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
-    folder = tmp_path_factory.mktemp("story")
-    before = os.environ.get("PALATE_DATA")
-    os.environ["PALATE_DATA"] = str(folder / "raw")
-    try:
-        truth = simulate_listeners(folder / "raw" / "simulated", n_users=400, n_items=200)
-        yield _build(folder / "repo", truth)
-    finally:
-        if before is None:
-            del os.environ["PALATE_DATA"]
-        else:
-            os.environ["PALATE_DATA"] = before
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Raw:
+    folder = tmp_path_factory.mktemp("raw")
+    return Raw(folder, simulate_listeners(folder / "simulated", n_users=400, n_items=200))
 
 
-def _build(repo: Path, truth: SimulatedTruth) -> Story:
+@pytest.fixture(scope="session")
+def story(raw: Raw, tmp_path_factory: pytest.TempPathFactory) -> Story:
+    """Only read: tests that change what is served build a story of their own."""
+    return build_story(tmp_path_factory.mktemp("story") / "repo", raw, END)
+
+
+def build_story(repo: Path, raw: Raw, end: dt.datetime) -> Story:
+    """Take a new repository through the main job, materialised up to ``end``."""
     init_repository(repo, "simulated")
-    config = repo / "palate.yaml"
+    config, dataset = repo / "palate.yaml", repo / "datasets" / "simulated.yaml"
     config.write_text(config.read_text() + yaml.safe_dump(SMALL))
+    dataset.write_text(dataset.read_text().replace("${PALATE_DATA}", str(raw.folder)))
     context = Context(repo)
     settings = context.settings
     validate(settings.dataset, settings.data_dir, progress=False)
@@ -71,21 +76,20 @@ def _build(repo: Path, truth: SimulatedTruth) -> Story:
     run("feast", "apply", cwd=repo)
     trained = train_space(context.store, settings, context.ledger, progress=False)
     run("feast", "apply", cwd=repo)
-    context.store.refresh_registry()
-    materialize_raw(
-        context.store, settings, tuple(trained.space.facts["raw_views"]), end=END, progress=False
-    )
+    context.store.refresh_registry()  # type: ignore[no-untyped-call]
+    views = tuple(trained.space.facts["raw_views"])
+    materialize_raw(context.store, settings, views, end=end, progress=False)
     for from_history in (True, False):
         materialize_space(
             context.store,
             settings,
             context.ledger,
             trained.space,
-            end=END,
+            end=end,
             from_history=from_history,
             progress=False,
         )
-    return Story(repo, context, context.ledger.space(), truth)
+    return Story(repo, context, context.ledger.space(), raw.truth)
 
 
 def run(command: str, *arguments: str, cwd: Path) -> str:
