@@ -33,6 +33,9 @@ _DRY_RUN = click.option("--dry-run", is_flag=True, help="Print the plan; write n
 _QUIET = click.option("--quiet", is_flag=True, help="No progress bars.")
 
 
+_TRAINING_ONLY = {"jinja2", "onnx", "onnxscript", "plotly", "torch"}
+
+
 class _Group(click.Group):
     """Prints Palate's own errors as a message, without a traceback."""
 
@@ -46,6 +49,15 @@ class _Group(click.Group):
             sys.exit(3)
         except EmbeddingError as exc:
             click.echo(f"Error: {exc}", err=True)
+            sys.exit(1)
+        except ModuleNotFoundError as exc:
+            if exc.name not in _TRAINING_ONLY:
+                raise
+            click.echo(
+                f"Error: this command needs the package {exc.name!r}, which serving does not. "
+                "Install it with pip install 'palate[train]'.",
+                err=True,
+            )
             sys.exit(1)
         finally:
             _drop_ibis_backend()

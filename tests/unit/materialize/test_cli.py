@@ -206,3 +206,18 @@ def test_compare_is_3_when_the_views_differ(
     result = _run("spaces", "compare", "--repo", tiny.path)
     assert result.exit_code == exit_code, result.output
     assert json.loads(result.stdout)["users"] == 2
+
+
+def test_training_without_torch_names_the_extra_to_install(tmp_path: Path) -> None:
+    init_repository(tmp_path / "repo", "simulated")
+    program = (
+        "import sys; sys.modules['torch'] = None\n"  # what a serving machine looks like to import
+        "from materialize.cli import main; main(['train', '--repo', 'repo'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "needs the package 'torch'" in done.stderr
+    assert "palate[train]" in done.stderr
+    assert "Traceback" not in done.stderr
