@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import lru_cache
@@ -12,9 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 if TYPE_CHECKING:
-    from feast import FeatureStore
+    from feast import FeatureStore, FeatureView
 
 __all__ = ["write_online"]
+
+_log = logging.getLogger(__name__)
 
 
 def write_online(
@@ -24,6 +27,9 @@ def write_online(
     progress: Callable[[int], object] | None = None,
 ) -> int:
     """Write rows of one feature view online; safe to repeat.
+
+    A store with ``write_arrow`` gets the columns as they are and leaves out rows that are older
+    than what it holds; any other store gets Feast's protobuf rows.
 
     Parameters
     ----------
@@ -39,34 +45,45 @@ def write_online(
     Returns
     -------
     int
-        Rows written.
+        Rows handed over, stale ones included; how many were stale is logged.
     """
     from feast.infra.online_stores.helpers import get_online_store_from_config
-    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 
     view = store.get_feature_view(view_name)
     online = get_online_store_from_config(store.config.online_store)
-    (join_key,) = view.join_keys
-    written = 0
+    handed_over, stale = 0, 0
     for batch in batches:
-        keys = _values(batch.column(join_key))
-        fields = [(f.name, _values(batch.column(f.name))) for f in view.features]
-        events = _datetimes(batch.column("event_timestamp"))
-        created = _datetimes(batch.column("created_timestamp"))
-        rows: list[tuple[Any, dict[str, Any], datetime, datetime | None]] = [
-            (
-                EntityKey(join_keys=[join_key], entity_values=[keys[row]]),
-                {name: values[row] for name, values in fields},
-                events[row],
-                created[row],
-            )
-            for row in range(batch.num_rows)
-        ]
-        online.online_write_batch(store.config, view, rows, None)
-        written += len(rows)
+        if hasattr(online, "write_arrow"):
+            stale += online.write_arrow(store.config, view, batch).stale
+        else:
+            online.online_write_batch(store.config, view, _protobuf_rows(view, batch), None)
+        handed_over += batch.num_rows
         if progress is not None:
-            progress(len(rows))
-    return written
+            progress(batch.num_rows)
+    if stale:
+        _log.info("%s: %s of %s rows were older than what is stored", view_name, stale, handed_over)
+    return handed_over
+
+
+def _protobuf_rows(
+    view: FeatureView, batch: pa.RecordBatch
+) -> list[tuple[Any, dict[str, Any], datetime, datetime | None]]:
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+
+    (join_key,) = view.join_keys
+    keys = _values(batch.column(join_key))
+    fields = [(f.name, _values(batch.column(f.name))) for f in view.features]
+    events = _datetimes(batch.column("event_timestamp"))
+    created = _datetimes(batch.column("created_timestamp"))
+    return [
+        (
+            EntityKey(join_keys=[join_key], entity_values=[keys[row]]),
+            {name: values[row] for name, values in fields},
+            events[row],
+            created[row],
+        )
+        for row in range(batch.num_rows)
+    ]
 
 
 def _values(column: pa.Array) -> list[Any]:

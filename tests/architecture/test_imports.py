@@ -46,6 +46,7 @@ FEAST_ON_LOAD = {
     "transforms/raw_views.py",
     # Feast loads these by class path; they subclass its classes.
     "materialize/engine.py",
+    "materialize/stores/base.py",
     "materialize/stores/parquet.py",
     "materialize/stores/postgres.py",
     "materialize/stores/redis.py",

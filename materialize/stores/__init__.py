@@ -1,0 +1,1 @@
+"""Feast stores, named by class path in ``feature_store.yaml``."""

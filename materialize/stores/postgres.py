@@ -1,0 +1,167 @@
+"""PostgreSQL as online store: Arrow to a staging table by COPY, then one compare-and-set."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from feast import FeatureView, RepoConfig
+from feast.infra.online_stores.helpers import compute_table_id
+from feast.infra.online_stores.postgres_online_store.postgres import (
+    PostgreSQLOnlineStore,
+    PostgreSQLOnlineStoreConfig,
+)
+from feast.infra.utils.postgres.connection_utils import _get_conn as connect
+from feast.infra.utils.postgres.connection_utils import _get_connection_pool as open_pool
+from feast.infra.utils.postgres.postgres_config import ConnectionType
+from psycopg import Connection, sql
+from pydantic import ValidationInfo, field_validator
+
+from materialize.stores.base import AtomicOnlineStore, EncodedRows
+
+__all__ = ["PalatePostgresOnlineStore", "PalatePostgresOnlineStoreConfig"]
+
+_TO_2000_US = 946_684_800_000_000
+"""PostgreSQL counts binary timestamps from 2000."""
+_NULL = b"\xff\xff\xff\xff"
+# Format "binary" of COPY: signature, flags, length of the header's extension; -1 ends the rows.
+_COPY_HEAD = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
+_COPY_END = b"\xff\xff"
+_COLUMNS = ("entity_key", "feature_name", "value", "value_text", "event_ts", "created_ts")
+
+_STAGING = """
+CREATE TEMP TABLE IF NOT EXISTS palate_staging (
+    entity_key BYTEA, feature_name TEXT, value BYTEA, value_text TEXT,
+    event_ts TIMESTAMPTZ, created_ts TIMESTAMPTZ
+) ON COMMIT DELETE ROWS
+"""
+# Sorted, so that two writers of the same users wait for each other instead of deadlocking.
+_MERGE = """
+INSERT INTO {table} AS t ({columns})
+SELECT {columns} FROM palate_staging ORDER BY entity_key, feature_name
+ON CONFLICT (entity_key, feature_name) DO UPDATE SET
+    value = excluded.value, value_text = excluded.value_text,
+    event_ts = excluded.event_ts, created_ts = excluded.created_ts
+WHERE excluded.event_ts > t.event_ts
+    OR (excluded.event_ts = t.event_ts
+        AND (t.created_ts IS NULL OR excluded.created_ts >= t.created_ts))
+"""
+
+
+class PalatePostgresOnlineStoreConfig(PostgreSQLOnlineStoreConfig):
+    """Feast's PostgreSQL settings, without vector search."""
+
+    type: str = "materialize.stores.postgres.PalatePostgresOnlineStore"  # type: ignore[assignment]
+    """Online store type selector."""
+
+    @field_validator("vector_enabled", "enable_openai_compatible_store", check_fields=False)
+    @classmethod
+    def _refuse(cls, value: object, info: ValidationInfo) -> object:
+        """Vector search needs columns that only Feast's own stores fill."""
+        if value:
+            raise ValueError(
+                f"{info.field_name} {value!r} given, false expected. "
+                "Use Feast's own store for vector search."
+            )
+        return value
+
+
+class PalatePostgresOnlineStore(AtomicOnlineStore, PostgreSQLOnlineStore):
+    """Feast's PostgreSQL layout; one write is one transaction, seen whole or not at all.
+
+    State: with one connection, the default, one thread at a time uses it; ``conn_type: pool``
+    gives each thread its own.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.RLock()
+
+    @contextmanager
+    def _get_conn(self, config: RepoConfig, autocommit: bool = False) -> Iterator[Connection[Any]]:
+        """Yield a connection; Feast's own refuses other types than ``postgres``.
+
+        After an error the transaction is rolled back and a pool gets its connection back, which
+        Feast's own omits.
+        """
+        settings = config.online_store
+        if settings.conn_type == ConnectionType.pool:
+            if not self._conn_pool:
+                self._conn_pool = open_pool(settings)
+                self._conn_pool.open()
+            with self._conn_pool.connection() as connection:
+                connection.set_autocommit(autocommit)
+                yield connection
+            return
+        with self._lock:
+            if not self._conn or self._conn.closed:
+                self._conn = connect(settings)
+            self._conn.set_autocommit(autocommit)
+            try:
+                yield self._conn
+            except BaseException:
+                if not self._conn.closed:
+                    self._conn.rollback()
+                raise
+
+    def _write_encoded(self, config: RepoConfig, view: FeatureView, rows: EncodedRows) -> int:
+        table = compute_table_id(
+            config.project, view, config.registry.enable_online_feature_view_versioning
+        )
+        rows = rows.newest_of_each_key()
+        columns = sql.SQL(", ").join(sql.Identifier(name) for name in _COLUMNS)
+        merge = sql.SQL(_MERGE).format(table=sql.Identifier(table), columns=columns)
+        with self._get_conn(config) as connection, connection.cursor() as cursor:
+            cursor.execute(_STAGING)
+            with cursor.copy("COPY palate_staging FROM STDIN (FORMAT BINARY)") as copy:
+                copy.write(_COPY_HEAD)
+                for feature in _copy_rows(rows):
+                    copy.write(feature)
+                copy.write(_COPY_END)
+            changed = cursor.execute(merge).rowcount
+            connection.commit()
+        return changed // len(rows.names)
+
+
+def _copy_rows(rows: EncodedRows) -> Iterator[bytes]:
+    """Yield the binary rows of one feature after the other."""
+    keys = [_framed(key) for key in rows.keys]
+    event = _framed_times(rows.event_us)
+    created = _framed_times(rows.created_us)
+    if not rows.has_created.all():
+        present = rows.has_created.tolist()
+        created = [time if there else _NULL for time, there in zip(created, present, strict=True)]
+    for name, values, texts in zip(rows.names, rows.values, rows.texts, strict=True):
+        label = _framed(name.encode("utf-8"))
+        yield b"".join(
+            [
+                # Six columns, then each with its length in front.
+                b"\x00\x06"
+                + key
+                + label
+                + len(value).to_bytes(4, "big")
+                + value
+                + (_NULL if text is None else _framed(text.encode("utf-8")))
+                + when
+                + made
+                for key, value, text, when, made in zip(
+                    keys, values, texts, event, created, strict=True
+                )
+            ]
+        )
+
+
+def _framed(content: bytes) -> bytes:
+    return len(content).to_bytes(4, "big") + content
+
+
+def _framed_times(moments_us: npt.NDArray[np.int64]) -> list[bytes]:
+    framed = np.zeros((len(moments_us), 12), np.uint8)
+    framed[:, 3] = 8
+    framed[:, 4:] = (moments_us - _TO_2000_US).astype(">i8").view(np.uint8).reshape(-1, 8)
+    items: list[bytes] = framed.view("V12").ravel().tolist()
+    return items
