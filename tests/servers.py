@@ -100,8 +100,8 @@ def _as(user: str | None) -> dict[str, Any]:
 
 
 @contextmanager
-def redis_server(folder: Path) -> Iterator[Server]:
-    """Run a Redis that keeps nothing on disk; ``folder`` holds its log."""
+def redis_server(folder: Path, *options: str) -> Iterator[Server]:
+    """Run a Redis that keeps nothing on disk; ``folder`` holds its log, options extend its line."""
     program = find_program("redis-server", "valkey-server")
     port = free_port()
 
@@ -113,7 +113,7 @@ def redis_server(folder: Path) -> Iterator[Server]:
             return False
 
     command = [str(program), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
-    with _running([*command, "--appendonly", "no"], folder, ready):
+    with _running([*command, "--appendonly", "no", *options], folder, ready):
         yield Server("127.0.0.1", port, f"redis://127.0.0.1:{port}")
 
 

@@ -306,7 +306,7 @@ def _ragged(content: _Bytes, used: npt.NDArray[np.bool_]) -> list[bytes]:
     """Return the used bytes of each row of ``content`` (n, width)."""
     data = content[used].tobytes()
     ends = np.cumsum(used.sum(axis=1)).tolist()
-    return [data[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    return [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def _fixed_rows(head: bytes, numbers: npt.NDArray[np.generic], tail: bytes = b"") -> list[bytes]:
