@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -30,7 +31,7 @@ from transforms.runtime import load_encoder
 if TYPE_CHECKING:
     from feast import FeatureStore
 
-__all__ = ["RunReport", "materialize_raw", "materialize_space", "open_source"]
+__all__ = ["RunReport", "materialize_space", "materialize_view", "open_source"]
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ def materialize_space(
     end: datetime,
     start: datetime | None = None,
     from_history: bool = False,
+    force: bool = False,
     dry_run: bool = False,
     progress: bool = True,
 ) -> RunReport:
@@ -87,10 +89,13 @@ def materialize_space(
     end : datetime
         Raw rows with an event time before it are seen.
     start : datetime or None
-        Users with a raw row in ``[start, end)`` are encoded; None: all users.
+        Only users with a raw row in ``[start, end)``, or with one that was written since the last
+        run of the space began (it came late). None: all users.
     from_history : bool
         False: one row a user, offline and online. True: one row for each moment at which a user's
         raw features changed, offline only (training sets read them point-in-time).
+    force : bool
+        Write also when the same run was committed before (the online store was lost).
     dry_run : bool
         Count rows and return the plan; writes nothing.
     progress : bool
@@ -116,27 +121,28 @@ def materialize_space(
     writes are idempotent, and the ledger row comes last.
     """
     began = time.perf_counter()
-    applied_view(store, stored_view(space.number))
+    name = stored_view(space.number)
+    applied_view(store, name)
     source = open_source(
-        store, settings, _schema(settings, space), end=end, start=start, history=from_history
+        store,
+        settings,
+        _schema(settings, space),
+        end=end,
+        start=start,
+        created_since=None if start is None else ledger.last_start(name),
+        history=from_history,
     )
-    key = _key(space, source)
+    key = _digest(f"{space.number} {space.encoder_version}", source)
     run_id = key[:16]
     if dry_run:
         rows = source.count()
         return RunReport(run_id, space.number, "planned", rows, source.partitions, 0, 0.0)
-    plan = {
-        "start": None if start is None else start.isoformat(),
-        "end": end.isoformat(),
-        "from_history": from_history,
-        "partitions": source.partitions,
-    }
-    run = ledger.begin_run(run_id, space.number, key, plan)
-    if run.state == "committed":
+    run = ledger.begin_run(run_id, name, key, _plan(source), space=space.number)
+    if run.state == "committed" and not force:
         _log.info("run %s of space %s is committed already", run_id, space.number)
         return _report(run_id, space, "unchanged", run.counts, source.partitions, began)
-    try:
-        view_folder = settings.offline_dir / stored_view(space.number)
+    with _recorded(ledger, run_id):
+        view_folder = settings.offline_dir / name
         published = view_folder / f"run-{run_id}"
         if not published.exists():
             staging = settings.offline_dir / "_staging" / run_id
@@ -147,11 +153,7 @@ def materialize_space(
         online_rows = 0
         if not from_history:
             online_rows = _push(store, space, published, rows, progress=progress)
-            verify_online(store, stored_view(space.number), published)
-    except BaseException as exc:
-        # The outermost edge of the job: the ledger says why, the caller gets the error itself.
-        ledger.fail_run(run_id, f"{type(exc).__name__}: {exc}")
-        raise
+            verify_online(store, name, published)
     counts = {"rows": rows, "online_rows": online_rows}
     ledger.commit_run(run_id, counts)
     report = _report(run_id, space, "committed", counts, source.partitions, began)
@@ -159,31 +161,58 @@ def materialize_space(
     return report
 
 
-def materialize_raw(
+def materialize_view(
     store: FeatureStore,
     settings: RepoSettings,
-    views: tuple[str, ...],
+    ledger: Ledger,
+    name: str,
     *,
     end: datetime,
+    start: datetime | None = None,
+    force: bool = False,
     progress: bool = True,
-) -> dict[str, int]:
-    """Write each user's newest raw features before ``end`` online, for the on-demand views.
+) -> int:
+    """Write the newest rows of a stored raw view online, as the on-demand views need them.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    settings : RepoSettings
+    ledger : Ledger
+    name : str
+        A feature view with one join key and Parquet files.
+    end : datetime
+        Rows with an event time before it are seen.
+    start : datetime or None
+        Only entities with a row in ``[start, end)``, or with a row that was written since the last
+        run of this view began (it came late). None: all entities.
+    force : bool
+        Write also when the same run was committed before (the online store was lost).
+    progress : bool
 
     Returns
     -------
-    dict of str to int
-        Rows written per view. Safe to repeat.
+    int
+        Rows that the run wrote, now or when it was committed. Safe to repeat.
+
+    Raises
+    ------
+    DataFault
+        The view is not applied, or has no Parquet files, or several join keys.
     """
-    written = {}
-    for view in resolve_views(store, views):
-        source = _source(settings, [view], end=end)
-        with tqdm(
-            total=source.count(), desc=f"online {view.name}", unit="row", disable=not progress
-        ) as bar:
-            written[view.name] = write_online(
-                store, view.name, _raw_batches(source, view), bar.update
-            )
-    return written
+    (view,) = resolve_views(store, [name])
+    since = None if start is None else ledger.last_start(name)
+    source = _source(settings, [view], end=end, start=start, created_since=since)
+    key = _digest(name, source)
+    run = ledger.begin_run(key[:16], name, key, _plan(source))
+    if run.state == "committed" and not force:
+        return int(run.counts["online_rows"])
+    with _recorded(ledger, run.run_id):
+        total = source.count()
+        with tqdm(total=total, desc=f"online {name}", unit="row", disable=not progress) as bar:
+            rows = write_online(store, name, _raw_batches(source, view), bar.update)
+    ledger.commit_run(run.run_id, {"online_rows": rows})
+    return rows
 
 
 def open_source(
@@ -193,11 +222,19 @@ def open_source(
     *,
     end: datetime,
     start: datetime | None = None,
+    created_since: datetime | None = None,
     history: bool = False,
 ) -> RawSource:
     """Return the point-in-time source of the raw views that a schema names."""
     names = tuple(dict.fromkeys(column.split("__")[0] for column in schema.columns))
-    return _source(settings, resolve_views(store, names), end=end, start=start, history=history)
+    return _source(
+        settings,
+        resolve_views(store, names),
+        end=end,
+        start=start,
+        created_since=created_since,
+        history=history,
+    )
 
 
 def _schema(settings: RepoSettings, space: Space) -> FeatureSchema:
@@ -210,22 +247,43 @@ def _source(
     *,
     end: datetime,
     start: datetime | None = None,
+    created_since: datetime | None = None,
     history: bool = False,
 ) -> RawSource:
     return RawSource(
         views,
         end=end,
         start=start,
+        created_since=created_since,
         history=history,
         memory_limit_mb=settings.file.memory_limit_mb,
         spill=settings.data_dir / "spill",
     )
 
 
-def _key(space: Space, source: RawSource) -> str:
+def _digest(what: str, source: RawSource) -> str:
     """Return a digest that is equal only for runs that would write the same rows."""
-    content = json.dumps([space.number, space.encoder_version, source.fingerprint])
-    return hashlib.sha256(content.encode()).hexdigest()
+    return hashlib.sha256(json.dumps([what, source.fingerprint]).encode()).hexdigest()
+
+
+def _plan(source: RawSource) -> dict[str, Any]:
+    """Return what a run is asked to do, for the ledger."""
+    return {
+        "start": None if source.start is None else source.start.isoformat(),
+        "end": source.end.isoformat(),
+        "from_history": source.history,
+        "partitions": source.partitions,
+    }
+
+
+@contextmanager
+def _recorded(ledger: Ledger, run_id: str) -> Iterator[None]:
+    """Record in the ledger why a job failed; its outermost edge, so the error goes on."""
+    try:
+        yield
+    except BaseException as exc:
+        ledger.fail_run(run_id, f"{type(exc).__name__}: {exc}")
+        raise
 
 
 def _stage(

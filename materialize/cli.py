@@ -202,6 +202,7 @@ def train(repo: Path, no_resume: bool, quiet: bool) -> None:
     "--from-history", is_flag=True, help="Fill one row per user and snapshot, offline only."
 )
 @click.option("--raw/--no-raw", default=True, show_default=True, help="Raw views online, too.")
+@click.option("--force", is_flag=True, help="Write again what was committed before.")
 @_DRY_RUN
 @_QUIET
 def materialize(
@@ -211,23 +212,33 @@ def materialize(
     end: datetime | None,
     from_history: bool,
     raw: bool,
+    force: bool,
     dry_run: bool,
     quiet: bool,
 ) -> None:
     """Encode users and write their embeddings offline and online."""
     from dataclasses import asdict
 
-    from materialize.batch import materialize_raw, materialize_space
+    from materialize.batch import materialize_space, materialize_view
 
     context = _context(repo)
     chosen = context.ledger.space(space)
     until = _utc(end) or datetime.now(timezone.utc)
-    raw_rows: dict[str, int] = {}
+    raw_rows = {}
     if raw and not from_history and not dry_run:
-        views = tuple(chosen.facts["raw_views"])
-        raw_rows = materialize_raw(
-            context.store, context.settings, views, end=until, progress=not quiet
-        )
+        raw_rows = {
+            view: materialize_view(
+                context.store,
+                context.settings,
+                context.ledger,
+                view,
+                start=_utc(start),
+                end=until,
+                force=force,
+                progress=not quiet,
+            )
+            for view in chosen.facts["raw_views"]
+        }
     report = materialize_space(
         context.store,
         context.settings,
@@ -236,6 +247,7 @@ def materialize(
         start=_utc(start),
         end=until,
         from_history=from_history,
+        force=force,
         dry_run=dry_run,
         progress=not quiet,
     )

@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from encoder.errors import DataFault, TransientError, VerificationFailed
-from materialize.batch import materialize_raw, materialize_space
+from materialize.batch import materialize_space, materialize_view
 from materialize.compare import compare_views, sample_users
 from materialize.context import Context
 from materialize.evaluate.job import evaluate_space
@@ -155,9 +155,10 @@ def _run(repo: Path, output: Path, chosen: _Chosen, meter: StepMeter) -> dict[st
         )
         step.counts = {"rows": history.rows}
     with meter.step("materialise") as step:
-        raw_rows = materialize_raw(
-            context.store, settings, tuple(space.facts["raw_views"]), end=end
-        )
+        raw_rows = {
+            view: materialize_view(context.store, settings, context.ledger, view, end=end)
+            for view in space.facts["raw_views"]
+        }
         newest = materialize_space(context.store, settings, context.ledger, space, end=end)
         step.counts = {"rows": newest.rows, "online_rows": newest.online_rows, **raw_rows}
     with meter.step("read") as step:

@@ -45,10 +45,11 @@ class _SpaceRow(_Base):
 
 class _RunRow(_Base):
     __tablename__ = "runs"
-    __table_args__ = (UniqueConstraint("space", "key"),)
+    __table_args__ = (UniqueConstraint("view", "key"),)
 
     run_id: Mapped[str] = mapped_column(String(16), primary_key=True)
-    space: Mapped[int] = mapped_column(ForeignKey("spaces.number"))
+    view: Mapped[str] = mapped_column(String(200))
+    space: Mapped[int | None] = mapped_column(ForeignKey("spaces.number"))
     key: Mapped[str] = mapped_column(String(64))
     state: Mapped[str] = mapped_column(String(16))
     plan: Mapped[dict[str, Any]] = mapped_column(JSON)
@@ -75,13 +76,14 @@ class Space:
 
 @dataclass(frozen=True)
 class Run:
-    """One materialisation of one space.
+    """One materialisation of one feature view: of a space, or (``space`` None) of a raw view.
 
     ``state`` is ``running``, ``failed`` or ``committed``; only a committed run's counts are facts.
     """
 
     run_id: str
-    space: int
+    view: str
+    space: int | None
     key: str
     state: str
     plan: Mapping[str, Any]
@@ -190,24 +192,36 @@ class Ledger:
             "Run `palate spaces list` to see all."
         )
 
-    def begin_run(self, run_id: str, space: int, key: str, plan: Mapping[str, Any]) -> Run:
-        """Open a run, or return the one with the same space and key to resume or skip it.
+    def begin_run(
+        self,
+        run_id: str,
+        view: str,
+        key: str,
+        plan: Mapping[str, Any],
+        *,
+        space: int | None = None,
+    ) -> Run:
+        """Open a run, or return the one with the same view and key to resume or skip it.
 
         Parameters
         ----------
         run_id : str
             16 hex digits, used when the run is new.
-        space : int
+        view : str
+            Name of the feature view.
         key : str
             Fingerprint of the inputs and options: equal keys mean equal results.
         plan : mapping
             JSON types; what the run is asked to do.
+        space : int, optional
+            The space whose view it is.
         """
         with Session(self._engine) as session:
-            row = self._run_row(session, space, key)
+            row = self._run_row(session, view, key)
             if row is None:
                 row = _RunRow(
                     run_id=run_id,
+                    view=view,
                     space=space,
                     key=key,
                     state="running",
@@ -220,7 +234,7 @@ class Ledger:
                     session.commit()
                 except IntegrityError:  # a second process opened the same run
                     session.rollback()
-                    row = self._run_row(session, space, key)
+                    row = self._run_row(session, view, key)
                     if row is None:
                         raise
             elif row.state == "failed":
@@ -235,7 +249,8 @@ class Ledger:
             if row.state != "committed":
                 row.state, row.counts, row.finished_at = "committed", dict(counts), _now()
                 row.error = None
-                session.get_one(_SpaceRow, row.space).state = "ready"
+                if row.space is not None:
+                    session.get_one(_SpaceRow, row.space).state = "ready"
                 session.commit()
             return _run(row)
 
@@ -255,9 +270,24 @@ class Ledger:
         with Session(self._engine) as session:
             return [_run(row) for row in session.scalars(query)]
 
+    def last_start(self, view: str) -> datetime | None:
+        """Return when the newest committed run of a view began; None: there is none.
+
+        A raw row that was written from then on may not have been seen by any run.
+        """
+        query = (
+            select(_RunRow.started_at)
+            .where(_RunRow.view == view, _RunRow.state == "committed")
+            .order_by(_RunRow.started_at.desc())
+            .limit(1)
+        )
+        with Session(self._engine) as session:
+            moment = session.scalar(query)
+        return None if moment is None else _utc(moment)
+
     @staticmethod
-    def _run_row(session: Session, space: int, key: str) -> _RunRow | None:
-        return session.scalar(select(_RunRow).where(_RunRow.space == space, _RunRow.key == key))
+    def _run_row(session: Session, view: str, key: str) -> _RunRow | None:
+        return session.scalar(select(_RunRow).where(_RunRow.view == view, _RunRow.key == key))
 
 
 def _wait_for_writers(connection: Any, _record: object) -> None:
@@ -288,6 +318,7 @@ def _space(row: _SpaceRow) -> Space:
 def _run(row: _RunRow) -> Run:
     return Run(
         run_id=row.run_id,
+        view=row.view,
         space=row.space,
         key=row.key,
         state=row.state,

@@ -38,6 +38,8 @@ class RawView:
     fields : tuple of str
     timestamp, created : str
         Column names of event time and created time.
+    key : str
+        Join key.
     """
 
     name: str
@@ -45,6 +47,7 @@ class RawView:
     fields: tuple[str, ...]
     timestamp: str
     created: str
+    key: str = USER_KEY
 
 
 def resolve_views(store: FeatureStore, names: Sequence[str]) -> list[RawView]:
@@ -76,9 +79,17 @@ def resolve_views(store: FeatureStore, names: Sequence[str]) -> list[RawView]:
                 fields=tuple(f.name for f in view.features),
                 timestamp=source.timestamp_field,
                 created=source.created_timestamp_column or source.timestamp_field,
+                key=_join_key(view),
             )
         )
     return views
+
+
+def _join_key(view: FeatureView) -> str:
+    keys: list[str] = view.join_keys
+    if len(keys) != 1:
+        raise DataFault(f"View {view.name!r} has the join keys {keys}, one is expected.")
+    return keys[0]
 
 
 def applied_view(store: FeatureStore, name: str) -> FeatureView:
@@ -113,10 +124,13 @@ class RawSource:
     end : datetime
         Only rows with an event time before it exist for this source.
     start : datetime or None
-        A user (or moment) is in when some raw row has its event time in ``[start, end)``.
+        Only users with a new raw row: event time in ``[start, end)``. None: all users.
+    created_since : datetime or None
+        With ``start``: a raw row that was written since then is new, too, however old its event is
+        (it came late).
     history : bool
         False: one row a user, as of the newest raw row before ``end``. True: one row for each
-        distinct event time of the user's raw rows, each as of that moment.
+        distinct event time from the user's first new raw row on, each as of that moment.
     memory_limit_mb : int
         What DuckDB may hold; more is spilled to ``spill``.
     spill : Path
@@ -135,12 +149,15 @@ class RawSource:
         *,
         end: datetime,
         start: datetime | None = None,
+        created_since: datetime | None = None,
         history: bool = False,
         memory_limit_mb: int,
         spill: Path,
     ) -> None:
         self.views = list(views)
+        (self._key,) = {view.key for view in self.views}
         self.start, self.end, self.history = start, end, history
+        self.created_since = created_since
         self._memory_limit_mb, self._spill = memory_limit_mb, spill
         self._partitions: int | None = None
 
@@ -216,7 +233,7 @@ class RawSource:
         """
         with self._connection() as db:
             expected = self._match(db, partition)
-            order = f' ORDER BY m."{USER_KEY}", m.moment' if ordered else ""
+            order = f' ORDER BY m."{self._key}", m.moment' if ordered else ""
             reader = db.sql(self._fetch() + order).to_arrow_reader(batch_rows)
             seen = 0
             for batch in reader:
@@ -235,11 +252,11 @@ class RawSource:
         for k, view in enumerate(self.views):
             # One row a user and event time: the one created last.
             db.execute(
-                f'CREATE TEMP TABLE keys{k} AS SELECT "{USER_KEY}", "{view.timestamp}" AS ts, '
+                f'CREATE TEMP TABLE keys{k} AS SELECT "{self._key}", "{view.timestamp}" AS ts, '
                 f'max("{view.created}") AS created FROM {self._rows(view, partition)} GROUP BY ALL'
             )
         joins = " ".join(
-            f'ASOF LEFT JOIN keys{k} ON spine."{USER_KEY}" = keys{k}."{USER_KEY}" '
+            f'ASOF LEFT JOIN keys{k} ON spine."{self._key}" = keys{k}."{self._key}" '
             f"AND spine.moment >= keys{k}.ts"
             for k in range(len(self.views))
         )
@@ -247,7 +264,7 @@ class RawSource:
             f"keys{k}.ts AS ts{k}, keys{k}.created AS created{k}" for k in range(len(self.views))
         )
         db.execute(
-            f'CREATE TEMP TABLE matched AS SELECT spine."{USER_KEY}", spine.moment, {columns} '
+            f'CREATE TEMP TABLE matched AS SELECT spine."{self._key}", spine.moment, {columns} '
             f"FROM spine {joins}"
         )
         return int(db.sql("SELECT count(*) FROM matched").fetchall()[0][0])
@@ -259,33 +276,41 @@ class RawSource:
             for field in view.fields
         ]
         joins = " ".join(
-            f'LEFT JOIN read_parquet({_files(view)}) v{k} ON v{k}."{USER_KEY}" = m."{USER_KEY}" '
+            f'LEFT JOIN read_parquet({_files(view)}) v{k} ON v{k}."{self._key}" = m."{self._key}" '
             f'AND v{k}."{view.timestamp}" = m.ts{k} AND v{k}."{view.created}" = m.created{k}'
             for k, view in enumerate(self.views)
         )
         return (
-            f'SELECT m."{USER_KEY}", m.moment AS event_timestamp, {", ".join(columns)} '
+            f'SELECT m."{self._key}", m.moment AS event_timestamp, {", ".join(columns)} '
             f"FROM matched m {joins}"
         )
 
     def _spine(self, partition: int | None) -> str:
-        low = "" if self.start is None else f"WHERE moment >= {_instant(self.start)}"
         moments = " UNION ALL ".join(
-            f'SELECT "{USER_KEY}", "{view.timestamp}" AS moment FROM {self._rows(view, partition)}'
+            f'SELECT "{self._key}", "{view.timestamp}" AS moment, "{view.created}" AS created '
+            f"FROM {self._rows(view, partition)}"
             for view in self.views
         )
+        if self.start is None:
+            chosen = f"SELECT * FROM ({moments})"
+        else:
+            new = f"moment >= {_instant(self.start)}"
+            if self.created_since is not None:
+                new += f" OR created >= {_instant(self.created_since)}"
+            # A late row changes what holds at every later moment of its user.
+            chosen = (
+                f"SELECT * FROM ({moments}) QUALIFY moment >= "
+                f'min(moment) FILTER (WHERE {new}) OVER (PARTITION BY "{self._key}")'
+            )
         if self.history:
-            return f'SELECT DISTINCT "{USER_KEY}", moment FROM ({moments}) {low}'
-        return (
-            f'SELECT "{USER_KEY}", max(moment) AS moment FROM ({moments}) {low} '
-            f'GROUP BY "{USER_KEY}"'
-        )
+            return f'SELECT DISTINCT "{self._key}", moment FROM ({chosen})'
+        return f'SELECT "{self._key}", max(moment) AS moment FROM ({chosen}) GROUP BY "{self._key}"'
 
     def _rows(self, view: RawView, partition: int | None) -> str:
         mine = (
             ""
             if partition is None
-            else f' AND hash("{USER_KEY}") % {self.partitions} = {int(partition)}'
+            else f' AND hash("{self._key}") % {self.partitions} = {int(partition)}'
         )
         return (
             f"(SELECT * FROM read_parquet({_files(view)}) "

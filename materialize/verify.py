@@ -82,14 +82,12 @@ def verify_online(store: FeatureStore, view: str, folder: Path) -> int:
     if written is None:
         return 0
     users = written.column(USER_KEY).to_pylist()
-    answer = store.get_online_features(
-        features=[f"{view}:embedding", f"{view}:as_of"], entity_rows=[{USER_KEY: u} for u in users]
-    ).to_dict()
+    answer = _read_online(store, view, users)
     vectors = embedding_matrix(written.column("embedding").combine_chunks())
     moments = written.column("as_of").to_pylist()
     for row, user in enumerate(users):
-        online, as_of = answer["embedding"][row], answer["as_of"][row]
-        if online is None or as_of < moments[row]:
+        online, as_of = answer[row]
+        if online is None or as_of is None or as_of < moments[row]:
             raise VerificationFailed(
                 f"User {user} was written to {view} with as_of {moments[row]}, the online store "
                 f"answers {as_of}. Check the online store, then run the command again."
@@ -105,6 +103,40 @@ def verify_online(store: FeatureStore, view: str, folder: Path) -> int:
 
 def _listed(values: set[Any]) -> str:
     return f"[{', '.join(sorted(map(repr, values)))}]"
+
+
+def _read_online(
+    store: FeatureStore, view: str, users: list[Any]
+) -> list[tuple[Any | None, int | None]]:
+    """Return each user's embedding and ``as_of``, None where the online store has none.
+
+    Straight from the store: while `feast materialize` runs, Feast 0.67 marks the view MATERIALIZING
+    and `get_online_features` refuses to serve it.
+    """
+    from feast.infra.online_stores.helpers import get_online_store_from_config
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    online = get_online_store_from_config(store.config.online_store)
+    keys = [
+        EntityKey(
+            join_keys=[USER_KEY],
+            entity_values=[
+                Value(int64_val=user) if isinstance(user, int) else Value(string_val=user)
+            ],
+        )
+        for user in users
+    ]
+    found = online.online_read(
+        store.config, store.get_feature_view(view), keys, ["embedding", "as_of"]
+    )
+    answer: list[tuple[Any | None, int | None]] = []
+    for _, values in found:
+        if values and values["embedding"].WhichOneof("val") is not None:
+            answer.append((values["embedding"].float_list_val.val, values["as_of"].int64_val))
+        else:
+            answer.append((None, None))
+    return answer
 
 
 def _sample(folder: Path) -> pa.Table | None:

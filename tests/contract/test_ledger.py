@@ -69,10 +69,10 @@ def test_unknown_space_names_the_known_ones(ledger: Ledger) -> None:
 
 
 def test_a_run_is_opened_once_and_its_commit_makes_the_space_ready(ledger: Ledger) -> None:
-    space = ledger.register("a" * 12, "/a", {})
-    run = ledger.begin_run("r" * 16, space.number, "key", {"end": "2026-01-01"})
+    ledger.register("a" * 12, "/a", {})
+    run = ledger.begin_run("r" * 16, "v1", "key", {"end": "2026-01-01"}, space=1)
     assert run.state == "running"
-    assert ledger.begin_run("other" * 3, space.number, "key", {}).run_id == run.run_id
+    assert ledger.begin_run("other" * 3, "v1", "key", {}).run_id == run.run_id
     assert ledger.space(1).state == "trained"
     committed = ledger.commit_run(run.run_id, {"rows": 3})
     assert (committed.state, committed.counts) == ("committed", {"rows": 3})
@@ -83,7 +83,7 @@ def test_a_run_is_opened_once_and_its_commit_makes_the_space_ready(ledger: Ledge
 
 def test_a_committed_run_stays_committed(ledger: Ledger) -> None:
     ledger.register("a" * 12, "/a", {})
-    ledger.begin_run("r" * 16, 1, "key", {})
+    ledger.begin_run("r" * 16, "v1", "key", {}, space=1)
     ledger.commit_run("r" * 16, {"rows": 3})
     ledger.fail_run("r" * 16, "too late")
     ledger.commit_run("r" * 16, {"rows": 99})
@@ -93,18 +93,35 @@ def test_a_committed_run_stays_committed(ledger: Ledger) -> None:
 
 def test_a_failed_run_keeps_its_reason_until_it_is_begun_again(ledger: Ledger) -> None:
     ledger.register("a" * 12, "/a", {})
-    ledger.begin_run("r" * 16, 1, "key", {})
+    ledger.begin_run("r" * 16, "v1", "key", {}, space=1)
     ledger.fail_run("r" * 16, "OSError: disk full")
     (failed,) = ledger.runs()
     assert (failed.state, failed.error) == ("failed", "OSError: disk full")
     assert ledger.space(1).state == "trained"
-    assert ledger.begin_run("r" * 16, 1, "key", {}).state == "running"
+    assert ledger.begin_run("r" * 16, "v1", "key", {}, space=1).state == "running"
     assert ledger.runs()[0].error is None
 
 
 def test_processes_that_begin_one_run_at_once_share_it(url: str) -> None:
     Ledger(url).register("a" * 12, "/a", {})
     with ThreadPoolExecutor(8) as pool:
-        runs = list(pool.map(lambda k: Ledger(url).begin_run(f"{k:016x}", 1, "same", {}), range(8)))
+        runs = list(
+            pool.map(
+                lambda k: Ledger(url).begin_run(f"{k:016x}", "v1", "same", {}, space=1), range(8)
+            )
+        )
     assert len({r.run_id for r in runs}) == 1
     assert len(Ledger(url).runs()) == 1
+
+
+def test_a_view_without_a_space_has_runs_of_its_own(ledger: Ledger) -> None:
+    ledger.register("a" * 12, "/a", {})
+    assert ledger.last_start("user_activity") is None
+    run = ledger.begin_run("r" * 16, "user_activity", "key", {})
+    ledger.begin_run("s" * 16, "user_embedding_s1", "key", {}, space=1)
+    assert ledger.last_start("user_activity") is None, "the run is not committed"
+    ledger.commit_run(run.run_id, {"online_rows": 2})
+    assert ledger.last_start("user_activity") == run.started_at
+    assert ledger.last_start("user_embedding_s1") is None
+    assert ledger.space(1).state == "trained", "a raw view's run says nothing about a space"
+    assert [r.view for r in ledger.runs(1)] == ["user_embedding_s1"]

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from encoder.synthetic import SimulatedTruth, simulate_listeners
-from materialize.batch import materialize_raw, materialize_space
+from materialize.batch import materialize_space, materialize_view
 from materialize.context import Context
 from materialize.features import build_features
 from materialize.ledger import Space
@@ -77,8 +77,8 @@ def build_story(repo: Path, raw: Raw, end: dt.datetime) -> Story:
     trained = train_space(context.store, settings, context.ledger, progress=False)
     run("feast", "apply", cwd=repo)
     context.store.refresh_registry()  # type: ignore[no-untyped-call]
-    views = tuple(trained.space.facts["raw_views"])
-    materialize_raw(context.store, settings, views, end=end, progress=False)
+    for view in trained.space.facts["raw_views"]:
+        materialize_view(context.store, settings, context.ledger, view, end=end, progress=False)
     for from_history in (True, False):
         materialize_space(
             context.store,

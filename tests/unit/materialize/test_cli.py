@@ -161,7 +161,7 @@ def test_the_repository_may_come_from_the_environment(
 def test_spaces_are_listed_and_shown(empty: Path) -> None:
     ledger = Ledger(f"sqlite:///{empty}/data/ledger.db")
     ledger.register("a" * 12, "/encoders/a", {"dataset": "simulated"})
-    run = ledger.begin_run("0" * 16, 1, "key", {"start": None})
+    run = ledger.begin_run("0" * 16, stored_view(1), "key", {"start": None}, space=1)
     ledger.commit_run(run.run_id, {"rows": 5})
     listed = _run("spaces", "list", "--repo", empty).stdout.splitlines()
     assert len(listed) == 2

@@ -64,14 +64,24 @@ def _read(source: RawSource) -> dict[tuple[int, dt.datetime], list[float | None]
 
 
 def _reference(
-    views: dict[str, list[Row]], start: int | None, end: int, history: bool
+    views: dict[str, list[Row]],
+    start: int | None,
+    since: int | None,
+    end: int,
+    history: bool,
 ) -> dict[tuple[int, dt.datetime], list[float | None]]:
     """For each moment of a user: each view's newest row at it, created last on a tie."""
     moments: dict[int, set[int]] = {}
+    new: dict[int, int] = {}  # user -> earliest moment of a new row
     for rows in views.values():
-        for user, hour, _, _ in rows:
-            if hour < end and (start is None or hour >= start):
-                moments.setdefault(user, set()).add(hour)
+        for user, hour, created, _ in rows:
+            if hour >= end:
+                continue
+            moments.setdefault(user, set()).add(hour)
+            late = start is not None and since is not None and created >= since
+            if start is None or hour >= start or late:
+                new[user] = min(hour, new.get(user, hour))
+    moments = {user: {h for h in moments[user] if h >= first} for user, first in new.items()}
     answer = {}
     for user, hours in moments.items():
         for hour in hours if history else {max(hours)}:
@@ -97,6 +107,7 @@ _ROWS = st.lists(
     a=_ROWS,
     b=_ROWS,
     start=st.none() | st.integers(0, 8),
+    since=st.none() | st.integers(0, 30),
     end=st.integers(0, 14),
     history=st.booleans(),
     partitions=st.integers(1, 3),
@@ -106,6 +117,7 @@ def test_every_row_holds_what_was_known_at_its_moment(
     a: list[Row],
     b: list[Row],
     start: int | None,
+    since: int | None,
     end: int,
     history: bool,
     partitions: int,
@@ -115,11 +127,12 @@ def test_every_row_holds_what_was_known_at_its_moment(
         tmp_path_factory.mktemp("views"),
         views,
         start=None if start is None else _at(start),
+        created_since=None if since is None else _at(since),
         end=_at(end),
         history=history,
     )
     source._partitions = partitions
-    expected = _reference(views, start, end, history)
+    expected = _reference(views, start, since, end, history)
     assert source.count() == len(expected)
     assert _read(source) == expected
 
