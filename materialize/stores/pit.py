@@ -69,7 +69,7 @@ def join(
     Parameters
     ----------
     db : duckdb connection
-        Its zone is UTC; temporary tables ``matched`` and ``best`` are replaced.
+        Its zone is UTC; temporary tables ``matched`` and ``late`` are replaced.
     spine : pyarrow.Table
         ``row`` int64 0..n-1, ``moment`` int64 (us since the epoch, null: never), and the entity
         columns that ``history.keys`` names.
@@ -89,26 +89,29 @@ def join(
     Notes
     -----
     The match reads keys and event times alone; the fields are read once, for the rows that
-    matched. This finds the newest event, which is the answer unless two rows share an event time
-    or the newest was created after the entity row's moment. Both show in what comes back; then,
-    and only then, the exact match runs, which orders each key's rows by the moment from which
-    they can be known.
+    matched. The match finds the newest event; where that was created after the entity row's
+    moment, those entity rows alone are matched again, exactly. Rows that share an event time show
+    in what comes back; then, and only then, all rows are matched exactly, by `_exact`.
     """
     _check_columns(history)
     db.register("spine", spine)
     keys = list(history.keys)
     equal = " AND ".join(f"m.k{i} = h.k{i}" for i in range(len(keys) or 1))
-    fresh = f"m.moment - h.ts <= {history.ttl_us}" if history.ttl_us else "true"
     fields = [f"{name(source)} AS f{i}" for i, source in enumerate(history.fields.values())]
     wanted = "".join(f", h.f{i}" for i in range(len(fields)))
     rows = _rows(history, created)
+    filtered = created != "off" and history.created is not None
 
+    known = ["known"] if filtered else []
     db.execute(
-        f"CREATE OR REPLACE TEMP TABLE matched AS "
-        f"SELECT m.*, CASE WHEN {fresh} THEN h.ts END AS ts "
-        f"FROM ({_entities(history)}) m ASOF LEFT JOIN ({rows.select('ts')}) h "
+        f"CREATE OR REPLACE TEMP TABLE matched AS SELECT m.*, h.ts{', h.known' * filtered} "
+        f"FROM ({_entities(history)}) m ASOF LEFT JOIN ({rows.select('ts', *known)}) h "
         f"ON {equal} AND m.moment >= h.ts"
     )
+    if filtered:
+        _look_further_back(db, rows, equal)
+    if history.ttl_us:
+        db.execute(f"UPDATE matched SET ts = NULL WHERE moment - ts > {history.ttl_us}")
     table = db.sql(
         f"SELECT coalesce(m.ts IS NULL OR h.known <= m.moment, false) AS fine{wanted} "
         f"FROM matched m LEFT JOIN ({rows.select('ts', 'known', *fields)}) h "
@@ -116,30 +119,41 @@ def join(
     ).to_arrow_table()
     if table.num_rows != spine.num_rows or not pc.all(table.column("fine"), min_count=0).as_py():
         del table
-        _match_exactly(db, history, rows, equal, fresh)
+        fresh = f"ts >= moment - {history.ttl_us}" if history.ttl_us else "true"
         table = db.sql(
-            f"SELECT true AS fine{wanted} FROM best m LEFT JOIN ({rows.select('rid', *fields)}) h "
+            f"WITH best AS ({_exact(rows, equal, 'matched')}), "
+            f"m AS (SELECT row, CASE WHEN {fresh} THEN rid END AS rid FROM best) "
+            f"SELECT true AS fine{wanted} FROM m LEFT JOIN ({rows.select('rid', *fields)}) h "
             "ON m.rid = h.rid ORDER BY m.row"
         ).to_arrow_table()
     return table.drop_columns("fine").rename_columns(list(history.fields))
 
 
-def _match_exactly(
-    db: duckdb.DuckDBPyConnection, history: History, rows: _Rows, equal: str, fresh: str
-) -> None:
-    """Make table ``best``: each entity row with the number of the row that holds for it."""
-    keys = ", ".join(f"k{i}" for i in range(len(history.keys) or 1))
+def _look_further_back(db: duckdb.DuckDBPyConnection, rows: _Rows, equal: str) -> None:
+    """Give the entity rows whose newest event was created too late the newest one that was not."""
+    late = "ts IS NOT NULL AND coalesce(known > moment, true)"
+    if db.sql(f"SELECT count(*) FROM matched WHERE {late}").fetchall()[0][0] == 0:
+        return
+    db.execute(f"CREATE OR REPLACE TEMP TABLE late AS SELECT * FROM matched WHERE {late}")
+    db.execute(
+        f"UPDATE matched SET ts = best.ts FROM ({_exact(rows, equal, 'late')}) best "
+        "WHERE matched.row = best.row"
+    )
+
+
+def _exact(rows: _Rows, equal: str, asked: str) -> str:
+    """Return a query: each row of table ``asked`` with ts and rid of the row that holds for it."""
+    keys = rows.key_names
     # With rows ordered by the moment from which they can be known, the newest event known so far
     # is a running maximum, and what an entity row sees is that maximum at its own moment.
-    db.execute(
-        "CREATE OR REPLACE TEMP TABLE best AS "
+    return (
         f"WITH known AS (SELECT {keys}, known, max({{'ts': ts, 'cr': cr, 'rid': rid}}) OVER ("
         f"PARTITION BY {keys} ORDER BY known RANGE UNBOUNDED PRECEDING) AS newest "
-        f"FROM ({rows.select('ts', 'cr', 'rid', 'known')}) h SEMI JOIN matched m ON {equal} "
+        f"FROM ({rows.select('ts', 'cr', 'rid', 'known')}) h SEMI JOIN {asked} m ON {equal} "
         "WHERE known IS NOT NULL), "
         f"h AS (SELECT {keys}, known, newest.ts AS ts, newest.rid AS rid FROM known) "
-        f"SELECT m.row, CASE WHEN {fresh} THEN h.rid END AS rid "
-        f"FROM matched m ASOF LEFT JOIN h ON {equal} AND m.moment >= h.known"
+        f"SELECT m.row, m.moment, h.ts, h.rid FROM {asked} m ASOF LEFT JOIN h "
+        f"ON {equal} AND m.moment >= h.known"
     )
 
 
@@ -147,13 +161,17 @@ def _match_exactly(
 class _Rows:
     """The history as SQL: ``k0..`` and any of ts, cr, known (us), rid, and fields."""
 
-    keys: str
+    keys: tuple[str, ...]
     columns: Mapping[str, str]
     source: str
 
+    @property
+    def key_names(self) -> str:
+        return ", ".join(part.rpartition(" AS ")[2] for part in self.keys)
+
     def select(self, *wanted: str) -> str:
         columns = ", ".join(self.columns.get(column, column) for column in wanted)
-        return f"SELECT {self.keys}, {columns} FROM {self.source}"
+        return f"SELECT {', '.join(self.keys)}, {columns} FROM {self.source}"
 
 
 def _rows(history: History, created: CreatedFilter) -> _Rows:
@@ -166,7 +184,7 @@ def _rows(history: History, created: CreatedFilter) -> _Rows:
         known = f"CASE WHEN {cr} IS NOT NULL THEN greatest({ts}, {cr}) END"
         if created == "pushed" and history.exempt:
             known = f"CASE WHEN file_index < {history.exempt} THEN {ts} ELSE {known} END"
-    keys = ", ".join(f"{name(key)} AS k{i}" for i, key in enumerate(history.keys)) or "0 AS k0"
+    keys = tuple(f"{name(key)} AS k{i}" for i, key in enumerate(history.keys)) or ("0 AS k0",)
     columns = {
         "ts": f"{ts} AS ts",
         "cr": f"coalesce({cr}, {_UNKNOWN}) AS cr",
