@@ -119,10 +119,11 @@ def join(
     ).to_arrow_table()
     if table.num_rows != spine.num_rows or not pc.all(table.column("fine"), min_count=0).as_py():
         del table
-        fresh = f"ts >= moment - {history.ttl_us}" if history.ttl_us else "true"
+        fresh = f"newest.ts >= moment - {history.ttl_us}" if history.ttl_us else "true"
+        newest = "max({'ts': ts, 'cr': cr, 'rid': rid})"
         table = db.sql(
-            f"WITH best AS ({_exact(rows, equal, 'matched')}), "
-            f"m AS (SELECT row, CASE WHEN {fresh} THEN rid END AS rid FROM best) "
+            f"WITH best AS ({_exact(rows, equal, 'matched', newest, 'ts', 'cr', 'rid')}), "
+            f"m AS (SELECT row, CASE WHEN {fresh} THEN newest.rid END AS rid FROM best) "
             f"SELECT true AS fine{wanted} FROM m LEFT JOIN ({rows.select('rid', *fields)}) h "
             "ON m.rid = h.rid ORDER BY m.row"
         ).to_arrow_table()
@@ -135,24 +136,24 @@ def _look_further_back(db: duckdb.DuckDBPyConnection, rows: _Rows, equal: str) -
     if db.sql(f"SELECT count(*) FROM matched WHERE {late}").fetchall()[0][0] == 0:
         return
     db.execute(f"CREATE OR REPLACE TEMP TABLE late AS SELECT * FROM matched WHERE {late}")
-    db.execute(
-        f"UPDATE matched SET ts = best.ts FROM ({_exact(rows, equal, 'late')}) best "
-        "WHERE matched.row = best.row"
-    )
+    best = _exact(rows, equal, "late", "max(ts)", "ts")
+    db.execute(f"UPDATE matched SET ts = newest FROM ({best}) best WHERE matched.row = best.row")
 
 
-def _exact(rows: _Rows, equal: str, asked: str) -> str:
-    """Return a query: each row of table ``asked`` with ts and rid of the row that holds for it."""
+def _exact(rows: _Rows, equal: str, asked: str, newest: str, *wanted: str) -> str:
+    """Return a query: row and moment of each row of table ``asked``, and ``newest`` at its moment.
+
+    ``newest`` is a maximum over the columns ``wanted`` of the rows that are known by then.
+    """
     keys = rows.key_names
     # With rows ordered by the moment from which they can be known, the newest event known so far
     # is a running maximum, and what an entity row sees is that maximum at its own moment.
     return (
-        f"WITH known AS (SELECT {keys}, known, max({{'ts': ts, 'cr': cr, 'rid': rid}}) OVER ("
+        f"WITH h AS (SELECT {keys}, known, {newest} OVER ("
         f"PARTITION BY {keys} ORDER BY known RANGE UNBOUNDED PRECEDING) AS newest "
-        f"FROM ({rows.select('ts', 'cr', 'rid', 'known')}) h SEMI JOIN {asked} m ON {equal} "
-        "WHERE known IS NOT NULL), "
-        f"h AS (SELECT {keys}, known, newest.ts AS ts, newest.rid AS rid FROM known) "
-        f"SELECT m.row, m.moment, h.ts, h.rid FROM {asked} m ASOF LEFT JOIN h "
+        f"FROM ({rows.select('known', *wanted)}) h SEMI JOIN {asked} m ON {equal} "
+        "WHERE known IS NOT NULL) "
+        f"SELECT m.row, m.moment, h.newest FROM {asked} m ASOF LEFT JOIN h "
         f"ON {equal} AND m.moment >= h.known"
     )
 
