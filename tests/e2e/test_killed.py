@@ -67,8 +67,8 @@ STEPS = {
     "published": ("materialize.batch", "os.replace", "2", "after"),
     "offline rows are verified": ("materialize.batch", "verify_offline", "1", "after"),
     "online rows are written": (
-        "feast.infra.online_stores.sqlite",
-        "SqliteOnlineStore.online_write_batch",
+        "materialize.stores.base",
+        "AtomicOnlineStore.write_arrow",
         "1",
         "after",
     ),
