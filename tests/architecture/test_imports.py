@@ -18,7 +18,8 @@ MAY_IMPORT = {
     "encoder": _DATA | _ENCODER,
     "transforms": _DATA
     | {"encoder", "transforms", "feast", "duckdb", "pandas", "pydantic", "yaml"},
-    "materialize": _DATA
+    "materialize": {"ibis"}
+    | _DATA
     | {"encoder", "transforms", "materialize", "feast", "duckdb", "pandas", "pydantic", "yaml"}
     | {"torch", "onnxruntime", "redis", "sqlalchemy", "psycopg", "ray", "click", "psutil"}
     | {"plotly", "jinja2", "umap", "requests", "tenacity"},

@@ -61,7 +61,8 @@ def test_feast_materialize_brings_views_and_space_up_to_its_end(plugged: Story) 
     moved = {u: a for u, a in expected.items() if a >= BEGIN.timestamp() * 1e6}
     assert len(moved) > 50
     served = _as_of(plugged, sorted(moved))
-    assert {u: activity for u, (_, activity) in served.items()} == moved
+    # Tests come in any order: a later run may have brought newer rows already, never older ones.
+    assert all(activity >= moved[user] for user, (_, activity) in served.items())
     # A profile or onboarding row can be newer than the activity; never older.
     assert all(as_of >= moved[user] for user, (as_of, _) in served.items())
     done = plugged.context.ledger.runs()[runs:]
