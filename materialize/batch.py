@@ -21,7 +21,7 @@ from tqdm import tqdm
 from encoder.schema import FeatureSchema
 from materialize.config import RepoSettings
 from materialize.embedding_rows import encode_rows
-from materialize.ledger import Ledger, Space
+from materialize.ledger import Ledger, Run, Space
 from materialize.online import write_online
 from materialize.source import RawSource, RawView, applied_view, parquet_files, resolve_views
 from materialize.verify import verify_offline, verify_online
@@ -129,7 +129,7 @@ def materialize_space(
         _schema(settings, space),
         end=end,
         start=start,
-        created_since=None if start is None else ledger.last_start(name),
+        created_since=_since(ledger, name, start, from_history=from_history),
         history=from_history,
     )
     key = _digest(f"{space.number} {space.encoder_version}", source)
@@ -141,6 +141,7 @@ def materialize_space(
     if run.state == "committed" and not force:
         _log.info("run %s of space %s is committed already", run_id, space.number)
         return _report(run_id, space, "unchanged", run.counts, source.partitions, began)
+    source.created_since = _planned_since(run)
     with _recorded(ledger, run_id):
         view_folder = settings.offline_dir / name
         published = view_folder / f"run-{run_id}"
@@ -201,12 +202,13 @@ def materialize_view(
         The view is not applied, or has no Parquet files, or several join keys.
     """
     (view,) = resolve_views(store, [name])
-    since = None if start is None else ledger.last_start(name)
+    since = _since(ledger, name, start)
     source = _source(settings, [view], end=end, start=start, created_since=since)
     key = _digest(name, source)
     run = ledger.begin_run(key[:16], name, key, _plan(source))
     if run.state == "committed" and not force:
         return int(run.counts["online_rows"])
+    source.created_since = _planned_since(run)
     with _recorded(ledger, run.run_id):
         total = source.count()
         with tqdm(total=total, desc=f"online {name}", unit="row", disable=not progress) as bar:
@@ -266,11 +268,27 @@ def _digest(what: str, source: RawSource) -> str:
     return hashlib.sha256(json.dumps([what, source.fingerprint]).encode()).hexdigest()
 
 
+def _since(
+    ledger: Ledger, view: str, start: datetime | None, *, from_history: bool = False
+) -> datetime | None:
+    """Return from when on a written row is new to a run over a range; None: no range."""
+    return None if start is None else ledger.last_start(view, from_history=from_history)
+
+
+def _planned_since(run: Run) -> datetime | None:
+    """Return it as the run was begun: one that resumes or is forced must see the same rows."""
+    since = run.plan["created_since"]
+    return None if since is None else datetime.fromisoformat(since)
+
+
 def _plan(source: RawSource) -> dict[str, Any]:
     """Return what a run is asked to do, for the ledger."""
     return {
         "start": None if source.start is None else source.start.isoformat(),
         "end": source.end.isoformat(),
+        "created_since": (
+            None if source.created_since is None else source.created_since.isoformat()
+        ),
         "from_history": source.history,
         "partitions": source.partitions,
     }

@@ -270,20 +270,22 @@ class Ledger:
         with Session(self._engine) as session:
             return [_run(row) for row in session.scalars(query)]
 
-    def last_start(self, view: str) -> datetime | None:
-        """Return when the newest committed run of a view began; None: there is none.
+    def last_start(self, view: str, *, from_history: bool = False) -> datetime | None:
+        """Return when the newest committed run of a view and kind began; None: there is none.
 
-        A raw row that was written from then on may not have been seen by any run.
+        A raw row that was written from then on may not have been seen by a run of this kind. A run
+        over history writes offline only, so it says nothing about what is online.
         """
         query = (
-            select(_RunRow.started_at)
+            select(_RunRow)
             .where(_RunRow.view == view, _RunRow.state == "committed")
             .order_by(_RunRow.started_at.desc())
-            .limit(1)
         )
         with Session(self._engine) as session:
-            moment = session.scalar(query)
-        return None if moment is None else _utc(moment)
+            for row in session.scalars(query):
+                if bool(row.plan.get("from_history")) == from_history:
+                    return _utc(row.started_at)
+        return None
 
     @staticmethod
     def _run_row(session: Session, view: str, key: str) -> _RunRow | None:

@@ -125,3 +125,13 @@ def test_a_view_without_a_space_has_runs_of_its_own(ledger: Ledger) -> None:
     assert ledger.last_start("user_embedding_s1") is None
     assert ledger.space(1).state == "trained", "a raw view's run says nothing about a space"
     assert [r.view for r in ledger.runs(1)] == ["user_embedding_s1"]
+
+
+def test_a_run_over_history_says_nothing_about_what_is_online(ledger: Ledger) -> None:
+    ledger.register("a" * 12, "/a", {})
+    online = ledger.begin_run("r" * 16, "v1", "one", {"from_history": False}, space=1)
+    history = ledger.begin_run("s" * 16, "v1", "two", {"from_history": True}, space=1)
+    for run in (online, history):
+        ledger.commit_run(run.run_id, {})
+    assert ledger.last_start("v1") == online.started_at
+    assert ledger.last_start("v1", from_history=True) == history.started_at

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from materialize.batch import materialize_view
+from materialize.batch import RunReport, materialize_space, materialize_view
 from materialize.source import parquet_files
 from tests.e2e.conftest import Raw, Story, build_story, run
 
@@ -73,30 +73,35 @@ def test_feast_materialize_brings_views_and_space_up_to_its_end(plugged: Story) 
     assert {r.state for r in done} == {"committed"}
 
 
-def test_a_row_that_came_late_reaches_raw_view_and_space(plugged: Story) -> None:
-    end = BEGIN + dt.timedelta(days=20)
-    run("feast", "materialize-incremental", f"{end:%Y-%m-%dT%H:%M:%S}", cwd=plugged.repo)
-    # A user who has only signed up gets a first event, dated long before the watermark.
-    known = _newest(plugged, end)
-    folder = plugged.context.settings.features_dir / "user_activity"
-    profiles = plugged.context.settings.features_dir / "user_profile"
-    people = pq.ParquetDataset(parquet_files(profiles)).read(["user_id", "profile_as_of"])
-    silent = sorted(set(people["user_id"].to_pylist()) - set(known))
-    assert silent
-    joined = dict(zip(*(people[n].to_pylist() for n in ("user_id", "profile_as_of")), strict=True))
-    user = min(silent, key=lambda u: joined[u])
+def _write_late_row(story: Story) -> tuple[Any, int]:
+    """Give a user who has only signed up a first event, a minute after that, written now."""
+    features = story.context.settings.features_dir
+    folder = features / "user_activity"
+    known = _newest(story, dt.datetime(2100, 1, 1, tzinfo=dt.timezone.utc))
+    people = pq.ParquetDataset(parquet_files(features / "user_profile")).read(
+        ["user_id", "profile_as_of"]
+    )
+    joined = dict(zip(*(column.to_pylist() for column in people.columns), strict=True))
+    user = min(set(joined) - set(known), key=lambda u: joined[u])
     late = joined[user] + 60_000_000
-    template = pq.read_table(parquet_files(folder)[0]).slice(0, 1).to_pylist()[0]
-    row = template | {
+    source = parquet_files(folder)[0]
+    row = pq.read_table(source).slice(0, 1).to_pylist()[0] | {
         "user_id": user,
         "activity_as_of": late,
         "event_timestamp": dt.datetime.fromtimestamp(late / 1e6, dt.timezone.utc),
         "created_timestamp": dt.datetime.now(dt.timezone.utc),
     }
-    schema = pq.read_schema(parquet_files(folder)[0])
-    pq.write_table(pa.Table.from_pylist([row], schema), folder / "late.parquet")
+    pq.write_table(
+        pa.Table.from_pylist([row], pq.read_schema(source)), folder / f"late-{user}.parquet"
+    )
+    return user, late
+
+
+def test_a_row_that_came_late_reaches_raw_view_and_space(plugged: Story) -> None:
+    end = BEGIN + dt.timedelta(days=20)
+    run("feast", "materialize-incremental", f"{end:%Y-%m-%dT%H:%M:%S}", cwd=plugged.repo)
+    user, late = _write_late_row(plugged)
     later = end + dt.timedelta(days=1)
-    assert late < BEGIN.timestamp() * 1e6
     run("feast", "materialize-incremental", f"{later:%Y-%m-%dT%H:%M:%S}", cwd=plugged.repo)
     assert _as_of(plugged, [user]) == {user: (late, late)}
 
@@ -149,3 +154,28 @@ def test_a_committed_run_is_written_again_only_when_forced(plugged: Story) -> No
     assert served() is None
     assert materialize(force=True) == rows
     assert served() is not None
+
+
+def test_a_forced_run_over_a_range_sees_the_rows_it_saw_before(plugged: Story) -> None:
+    context = plugged.context
+    # Written before the first run of this range began: not new to a run that began after it.
+    _, late = _write_late_row(plugged)
+    start = dt.datetime.fromtimestamp(late / 1e6, dt.timezone.utc) + dt.timedelta(days=1)
+
+    def materialize(*, force: bool) -> RunReport:
+        return materialize_space(
+            context.store,
+            context.settings,
+            context.ledger,
+            plugged.space,
+            start=start,
+            end=start + dt.timedelta(days=4),
+            force=force,
+            progress=False,
+        )
+
+    first = materialize(force=False)
+    again = materialize(force=True)
+    assert first.outcome == again.outcome == "committed"
+    assert first.rows == again.rows > 0
+    assert materialize(force=False).outcome == "unchanged"
