@@ -20,18 +20,35 @@ from feast.infra.online_stores.online_store import OnlineStore
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
+from feast.repo_config import FeastConfigBaseModel
+from pydantic import ValidationInfo, field_validator
 
 from materialize.stores.values import entity_keys, microseconds, value_bytes, value_text
 
 if TYPE_CHECKING:
     from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesResponse
 
-__all__ = ["AtomicOnlineStore", "EncodedRows", "WriteCounts"]
+__all__ = ["AtomicOnlineStore", "EncodedRows", "WithoutVectorSearch", "WriteCounts"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
 
 FeastRow = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
+
+
+class WithoutVectorSearch(FeastConfigBaseModel):
+    """Refuses the settings of Feast's SQL stores that need columns only those stores fill."""
+
+    @field_validator("vector_enabled", "enable_openai_compatible_store", check_fields=False)
+    @classmethod
+    def _refuse(cls, value: object, info: ValidationInfo) -> object:
+        """Vector search needs columns that only Feast's own stores fill."""
+        if value:
+            raise ValueError(
+                f"{info.field_name} {value!r} given, false expected. "
+                "Use Feast's own store for vector search."
+            )
+        return value
 
 
 @dataclass(frozen=True)

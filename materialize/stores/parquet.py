@@ -270,7 +270,7 @@ class PalateParquetOfflineStore(DuckDBOfflineStore):
                 start_date,
                 end_date,
             )
-        times = [timestamp_field, *filter(None, [created_timestamp_column])]
+        times = _times(timestamp_field, created_timestamp_column)
         columns = list(dict.fromkeys([*join_key_columns, *feature_name_columns, *times]))
         return _pull(
             config,
@@ -303,7 +303,7 @@ class PalateParquetOfflineStore(DuckDBOfflineStore):
                 start_date,
                 end_date,
             )
-        times = [timestamp_field, *filter(None, [created_timestamp_column])]
+        times = _times(timestamp_field, created_timestamp_column)
         columns = list(dict.fromkeys([*join_key_columns, *feature_name_columns, *times]))
         return _pull(
             config,
@@ -451,6 +451,10 @@ def _join_all(
             for name in fields.column_names:
                 result = result.append_column(name, fields.column(name))
     return result
+
+
+def _times(timestamp: str, created: str | None) -> list[str]:
+    return [timestamp] if not created else [timestamp, created]
 
 
 def _pull(

@@ -19,9 +19,8 @@ from feast.infra.utils.postgres.connection_utils import _get_conn as connect
 from feast.infra.utils.postgres.connection_utils import _get_connection_pool as open_pool
 from feast.infra.utils.postgres.postgres_config import ConnectionType
 from psycopg import Connection, sql
-from pydantic import ValidationInfo, field_validator
 
-from materialize.stores.base import AtomicOnlineStore, EncodedRows
+from materialize.stores.base import AtomicOnlineStore, EncodedRows, WithoutVectorSearch
 
 __all__ = ["PalatePostgresOnlineStore", "PalatePostgresOnlineStoreConfig"]
 
@@ -52,22 +51,11 @@ WHERE excluded.event_ts > t.event_ts
 """
 
 
-class PalatePostgresOnlineStoreConfig(PostgreSQLOnlineStoreConfig):
+class PalatePostgresOnlineStoreConfig(WithoutVectorSearch, PostgreSQLOnlineStoreConfig):
     """Feast's PostgreSQL settings, without vector search."""
 
     type: str = "materialize.stores.postgres.PalatePostgresOnlineStore"  # type: ignore[assignment]
     """Online store type selector."""
-
-    @field_validator("vector_enabled", "enable_openai_compatible_store", check_fields=False)
-    @classmethod
-    def _refuse(cls, value: object, info: ValidationInfo) -> object:
-        """Vector search needs columns that only Feast's own stores fill."""
-        if value:
-            raise ValueError(
-                f"{info.field_name} {value!r} given, false expected. "
-                "Use Feast's own store for vector search."
-            )
-        return value
 
 
 class PalatePostgresOnlineStore(AtomicOnlineStore, PostgreSQLOnlineStore):

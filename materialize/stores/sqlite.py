@@ -13,9 +13,8 @@ import numpy.typing as npt
 from feast import Entity, FeatureView, RepoConfig
 from feast.infra.online_stores.helpers import compute_table_id
 from feast.infra.online_stores.sqlite import SqliteOnlineStore, SqliteOnlineStoreConfig
-from pydantic import ValidationInfo, field_validator
 
-from materialize.stores.base import AtomicOnlineStore, EncodedRows
+from materialize.stores.base import AtomicOnlineStore, EncodedRows, WithoutVectorSearch
 
 __all__ = ["PalateSqliteOnlineStore", "PalateSqliteOnlineStoreConfig"]
 
@@ -46,22 +45,11 @@ WHERE CASE WHEN palate_event_ts IS event_ts
 """
 
 
-class PalateSqliteOnlineStoreConfig(SqliteOnlineStoreConfig):
+class PalateSqliteOnlineStoreConfig(WithoutVectorSearch, SqliteOnlineStoreConfig):
     """Feast's SQLite settings, without vector search."""
 
     type: str = "materialize.stores.sqlite.PalateSqliteOnlineStore"  # type: ignore[assignment]
     """Online store type selector."""
-
-    @field_validator("vector_enabled", "enable_openai_compatible_store", check_fields=False)
-    @classmethod
-    def _refuse(cls, value: object, info: ValidationInfo) -> object:
-        """Vector search needs columns that only Feast's own stores fill."""
-        if value:
-            raise ValueError(
-                f"{info.field_name} {value!r} given, false expected. "
-                "Use Feast's own store for vector search."
-            )
-        return value
 
 
 class PalateSqliteOnlineStore(AtomicOnlineStore, SqliteOnlineStore):
