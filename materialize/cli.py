@@ -335,8 +335,7 @@ def compare(repo: Path, space: int | None, n_users: int, limit: float) -> None:
     users = sample_users(context.settings, number, n_users)
     comparison = compare_views(context.store, number, users)
     _print(comparison.to_dict())
-    agree = comparison.same_as_of and comparison.same_status and not comparison.missing
-    if not (agree and comparison.max_abs_diff <= limit):  # NaN is no agreement
+    if not comparison.agrees(limit):
         sys.exit(3)
 
 

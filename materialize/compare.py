@@ -44,6 +44,11 @@ class Comparison:
     same_as_of: bool
     same_status: bool
 
+    def agrees(self, limit: float) -> bool:
+        """Return whether nobody is missing and nothing differs by more than ``limit`` or is NaN."""
+        same = self.same_as_of and self.same_status and not self.missing
+        return same and self.max_abs_diff <= limit  # NaN is not
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
         return asdict(self)

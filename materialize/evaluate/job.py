@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from encoder.errors import EvaluationFault
 from materialize.config import RepoSettings
 from materialize.evaluate.labels import Labels, build_labels
 from materialize.evaluate.probe import ProbeReport, run_probe
@@ -136,6 +137,11 @@ def training_set(store: FeatureStore, space: Space, labels: Labels) -> TrainingS
         ],
     ).to_arrow()
     rows_out = answer.num_rows
+    if rows_out != len(frame):
+        raise EvaluationFault(
+            f"{len(frame)} labelled rows went into the point-in-time join and {rows_out} came out. "
+            "Use an offline store that keeps every row (`duckdb`; `dask` and `file` do not)."
+        )
     answer = answer.take(pc.sort_indices(answer, [(_ROW, "ascending")]))
     as_of = answer.column("as_of").combine_chunks()
     return TrainingSet(

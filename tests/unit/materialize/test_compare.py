@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from encoder.errors import DataFault
-from materialize.compare import compare_views, sample_users
+from materialize.compare import Comparison, compare_views, sample_users
 from materialize.embedding_rows import encode_rows, ensure_readable
 from materialize.ledger import Space
 from materialize.online import write_online
@@ -83,3 +84,21 @@ def test_users_are_sampled_without_repetition_and_reproducibly(tiny: TinyReposit
     assert users == sample_users(tiny.settings, 90, 20)
     assert users != sample_users(tiny.settings, 90, 20, seed=1)
     assert sample_users(tiny.settings, 90, 1000) == list(range(60))
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, True),
+        ({"max_abs_diff": 2e-5}, False),
+        ({"max_abs_diff": float("nan")}, False),
+        ({"missing": 1}, False),
+        ({"same_as_of": False}, False),
+        ({"same_status": False}, False),
+    ],
+)
+def test_views_agree_only_when_nothing_at_all_differs(
+    changed: dict[str, Any], expected: bool
+) -> None:
+    found = Comparison(users=3, missing=0, max_abs_diff=1e-5, same_as_of=True, same_status=True)
+    assert replace(found, **changed).agrees(1e-5) is expected
