@@ -39,11 +39,18 @@ class Server:
     url: str
 
 
+_HIGHEST_PORT = 55_535
+"""Redis Cluster also listens 10,000 ports above its own."""
+
+
 def free_port() -> int:
     """Return a TCP port on 127.0.0.1 that nothing listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port <= _HIGHEST_PORT:
+            return port
 
 
 def find_program(*names: str) -> Path:
