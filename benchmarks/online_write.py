@@ -12,7 +12,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ from tests.stores import PROFILES
 
 SEED = 0
 _PIPELINE = 5_000
-_BATCH = 20_000
 
 
 def _timed(n: int, repeats: int, empty: Callable[[], Any], call: Callable[[], Any]) -> list[float]:
@@ -116,7 +115,7 @@ def _family(
     pq.write_table(table, path)
 
     def from_parquet() -> None:
-        for batch in pq.ParquetFile(path).iter_batches(_BATCH):
+        for batch in pq.ParquetFile(path).iter_batches(online.rows_per_write):
             online.write_arrow(ours_store.config, view, batch)
 
     def stock() -> None:
@@ -166,26 +165,37 @@ def _family(
     return records
 
 
+def _redis(folder: Path) -> AbstractContextManager[Any]:
+    own = folder / "redis"
+    own.mkdir()
+    return redis_server(own)
+
+
+_SERVERS: dict[str, Callable[[Path], AbstractContextManager[Any]]] = {
+    "redis": _redis,
+    "sqlite": lambda folder: nullcontext(),
+    "postgres": lambda folder: postgres_server(),
+}
+
+
 def main() -> None:
     """Measure, print and write the records."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--stock-rows", type=int, default=50_000)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--stores", nargs="+", choices=sorted(_SERVERS), default=list(_SERVERS))
     args = parser.parse_args()
     sizes = (args.rows, min(args.rows, args.stock_rows))
     records = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        (folder / "redis").mkdir()
-        servers = {
-            "redis": stack.enter_context(redis_server(folder / "redis")),
-            "sqlite": None,
-            "postgres": stack.enter_context(postgres_server()),
-        }
-        for family, server in servers.items():
+        for family in args.stores:
+            server = stack.enter_context(_SERVERS[family](folder))
             records += _family(family, server, folder, sizes, args.repeats)
-    write_results("online_write", records)
+    # A part of the stores does not replace the results of all.
+    results = {} if set(args.stores) == set(_SERVERS) else {"folder": Path(tempfile.gettempdir())}
+    write_results("online_write", records, **results)
 
 
 if __name__ == "__main__":

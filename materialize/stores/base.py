@@ -95,6 +95,10 @@ class EncodedRows:
         newest = {self.keys[row]: row for row in order.tolist()}
         return self._take(sorted(newest.values()))
 
+    def sorted_by_key(self) -> EncodedRows:
+        """Return the rows in the order of their keys; rows of one key stay in theirs."""
+        return self._take(sorted(range(len(self)), key=self.keys.__getitem__))
+
     def _take(self, rows: list[int]) -> EncodedRows:
         return EncodedRows(
             self.names,
