@@ -22,7 +22,7 @@ MAY_IMPORT = {
     | _DATA
     | {"encoder", "transforms", "materialize", "feast", "duckdb", "pandas", "pydantic", "yaml"}
     | {"torch", "onnxruntime", "redis", "sqlalchemy", "psycopg", "ray", "click", "psutil"}
-    | {"plotly", "jinja2", "umap", "requests", "tenacity"},
+    | {"plotly", "jinja2", "umap", "requests", "tenacity", "prometheus_client"},
     # Views are declared from the ledger's spaces, so its config and ledger are the exception.
     "feature_repo": {"transforms", "feast", "materialize.config", "materialize.ledger"},
 }
