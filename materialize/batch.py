@@ -2,66 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-import os
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime, timezone
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
-from tqdm import tqdm
+from collections.abc import Callable
+from datetime import datetime
+from typing import TYPE_CHECKING
 
 from encoder.schema import FeatureSchema
 from materialize.config import RepoSettings
-from materialize.embedding_rows import encode_rows
-from materialize.ledger import Ledger, Run, Space
-from materialize.online import write_online
-from materialize.source import RawSource, RawView, applied_view, parquet_files, resolve_views
-from materialize.verify import verify_offline, verify_online
+from materialize.ledger import Ledger, Space
+from materialize.partition import PartitionDone
+from materialize.source import RawSource, RawView, applied_view, resolve_views
+from materialize.view_run import RunReport, ViewRun
 from transforms.names import stored_view
 from transforms.runtime import load_encoder
 
 if TYPE_CHECKING:
     from feast import FeatureStore
 
-__all__ = ["RunReport", "materialize_space", "materialize_view", "open_source"]
-
-_log = logging.getLogger(__name__)
-
-_ROW_GROUP = 16_384
-_ONLINE_ROWS = 4_096
-
-
-@dataclass(frozen=True)
-class RunReport:
-    """What a run did, or (``dry_run``) would do.
-
-    Attributes
-    ----------
-    run_id : str
-    space : int
-    outcome : str
-        ``committed``, ``unchanged`` (the same run was committed before) or ``planned``.
-    rows, partitions : int
-    online_rows : int
-        Rows written online; 0 for a run over history.
-    seconds : float
-    """
-
-    run_id: str
-    space: int
-    outcome: str
-    rows: int
-    partitions: int
-    online_rows: int
-    seconds: float
+__all__ = ["materialize_space", "materialize_view", "open_source"]
 
 
 def materialize_space(
@@ -76,6 +33,7 @@ def materialize_space(
     force: bool = False,
     dry_run: bool = False,
     progress: bool = True,
+    observe: Callable[[PartitionDone], None] | None = None,
 ) -> RunReport:
     """Materialise one space over ``[start, end)``.
 
@@ -84,6 +42,7 @@ def materialize_space(
     store : FeatureStore
         With the raw views and the space's view applied.
     settings : RepoSettings
+        ``materialize:`` says on how many workers, in what partitions and how fast.
     ledger : Ledger
     space : Space
     end : datetime
@@ -99,7 +58,9 @@ def materialize_space(
     dry_run : bool
         Count rows and return the plan; writes nothing.
     progress : bool
-        Show a bar on stderr.
+        Show bars on stderr.
+    observe : callable, optional
+        Hears of each partition that is done, for metrics.
 
     Returns
     -------
@@ -113,14 +74,15 @@ def materialize_space(
         A raw row does not fit the encoder.
     VerificationFailed
         A store answers other rows than were written.
+    LedgerConflict
+        Another process works on the same run.
 
     Notes
     -----
     Safe to repeat. A committed run with the same inputs is a no-op. After a crash the run resumes:
-    encoded partitions are kept in a staging folder, the folder is published by one rename, online
-    writes are idempotent, and the ledger row comes last.
+    the ledger knows which partitions are in every store, encoded ones are kept in a staging folder
+    that one rename publishes, online writes are idempotent, and the run's commit comes last.
     """
-    began = time.perf_counter()
     name = stored_view(space.number)
     applied_view(store, name)
     source = open_source(
@@ -132,34 +94,11 @@ def materialize_space(
         created_since=_since(ledger, name, start, from_history=from_history),
         history=from_history,
     )
-    key = _digest(f"{space.number} {space.encoder_version}", source)
-    run_id = key[:16]
+    what = f"{space.number} {space.encoder_version}"
+    run = ViewRun(store, settings, ledger, name, source, what, space=space, online=not from_history)
     if dry_run:
-        rows = source.count()
-        return RunReport(run_id, space.number, "planned", rows, source.partitions, 0, 0.0)
-    run = ledger.begin_run(run_id, name, key, _plan(source), space=space.number)
-    if run.state == "committed" and not force:
-        _log.info("run %s of space %s is committed already", run_id, space.number)
-        return _report(run_id, space, "unchanged", run.counts, source.partitions, began)
-    source.created_since = _planned_since(run)
-    with _recorded(ledger, run_id):
-        view_folder = settings.offline_dir / name
-        published = view_folder / f"run-{run_id}"
-        if not published.exists():
-            staging = settings.offline_dir / "_staging" / run_id
-            _stage(source, space, settings, staging, progress=progress)
-            view_folder.mkdir(parents=True, exist_ok=True)
-            os.replace(staging, published)
-        rows = verify_offline(published, source.count(), space)
-        online_rows = 0
-        if not from_history:
-            online_rows = _push(store, space, published, rows, progress=progress)
-            verify_online(store, name, published)
-    counts = {"rows": rows, "online_rows": online_rows}
-    ledger.commit_run(run_id, counts)
-    report = _report(run_id, space, "committed", counts, source.partitions, began)
-    _log.info("run %s space %s: %s", run_id, space.number, report)
-    return report
+        return run.plan()
+    return run.execute(force=force, progress=progress, observe=observe)
 
 
 def materialize_view(
@@ -171,8 +110,10 @@ def materialize_view(
     end: datetime,
     start: datetime | None = None,
     force: bool = False,
+    dry_run: bool = False,
     progress: bool = True,
-) -> int:
+    observe: Callable[[PartitionDone], None] | None = None,
+) -> RunReport:
     """Write the newest rows of a stored raw view online, as the on-demand views need them.
 
     Parameters
@@ -189,32 +130,31 @@ def materialize_view(
         run of this view began (it came late). None: all entities.
     force : bool
         Write also when the same run was committed before (the online store was lost).
+    dry_run : bool
+        Count rows and return the plan; writes nothing.
     progress : bool
+    observe : callable, optional
+        Hears of each partition that is done, for metrics.
 
     Returns
     -------
-    int
-        Rows that the run wrote, now or when it was committed. Safe to repeat.
+    RunReport
+        Safe to repeat: of a committed run, its counts.
 
     Raises
     ------
     DataFault
         The view is not applied, or has no Parquet files, or several join keys.
+    LedgerConflict
+        Another process works on the same run.
     """
     (view,) = resolve_views(store, [name])
     since = _since(ledger, name, start)
     source = _source(settings, [view], end=end, start=start, created_since=since)
-    key = _digest(name, source)
-    run = ledger.begin_run(key[:16], name, key, _plan(source))
-    if run.state == "committed" and not force:
-        return int(run.counts["online_rows"])
-    source.created_since = _planned_since(run)
-    with _recorded(ledger, run.run_id):
-        total = source.count()
-        with tqdm(total=total, desc=f"online {name}", unit="row", disable=not progress) as bar:
-            rows = write_online(store, name, _raw_batches(source, view), bar.update)
-    ledger.commit_run(run.run_id, {"online_rows": rows})
-    return rows
+    run = ViewRun(store, settings, ledger, name, source, name)
+    if dry_run:
+        return run.plan()
+    return run.execute(force=force, progress=progress, observe=observe)
 
 
 def open_source(
@@ -263,108 +203,8 @@ def _source(
     )
 
 
-def _digest(what: str, source: RawSource) -> str:
-    """Return a digest that is equal only for runs that would write the same rows."""
-    return hashlib.sha256(json.dumps([what, source.fingerprint]).encode()).hexdigest()
-
-
 def _since(
     ledger: Ledger, view: str, start: datetime | None, *, from_history: bool = False
 ) -> datetime | None:
     """Return from when on a written row is new to a run over a range; None: no range."""
     return None if start is None else ledger.last_start(view, from_history=from_history)
-
-
-def _planned_since(run: Run) -> datetime | None:
-    """Return it as the run was begun: one that resumes or is forced must see the same rows."""
-    since = run.plan["created_since"]
-    return None if since is None else datetime.fromisoformat(since)
-
-
-def _plan(source: RawSource) -> dict[str, Any]:
-    """Return what a run is asked to do, for the ledger."""
-    return {
-        "start": None if source.start is None else source.start.isoformat(),
-        "end": source.end.isoformat(),
-        "created_since": (
-            None if source.created_since is None else source.created_since.isoformat()
-        ),
-        "from_history": source.history,
-        "partitions": source.partitions,
-    }
-
-
-@contextmanager
-def _recorded(ledger: Ledger, run_id: str) -> Iterator[None]:
-    """Record in the ledger why a job failed; its outermost edge, so the error goes on."""
-    try:
-        yield
-    except BaseException as exc:
-        ledger.fail_run(run_id, f"{type(exc).__name__}: {exc}")
-        raise
-
-
-def _stage(
-    source: RawSource, space: Space, settings: RepoSettings, staging: Path, *, progress: bool
-) -> None:
-    """Encode every partition that is not staged yet, each into a file of its own."""
-    staging.mkdir(parents=True, exist_ok=True)
-    with tqdm(
-        total=source.count(), desc=f"encode space {space.number}", unit="row", disable=not progress
-    ) as bar:
-        for partition in range(source.partitions):
-            path = staging / f"part-{partition:05d}.parquet"
-            if path.exists():
-                bar.update(pq.read_metadata(path).num_rows)
-                continue
-            temporary = path.with_suffix(".parquet.tmp")
-            writer: pq.ParquetWriter | None = None
-            for batch in source.batches(partition, batch_rows=_ROW_GROUP):
-                rows = encode_rows(batch, space, settings.artifacts_url)
-                if writer is None:
-                    writer = pq.ParquetWriter(temporary, rows.schema, compression="zstd")
-                writer.write_batch(rows, row_group_size=_ROW_GROUP)
-                bar.update(rows.num_rows)
-            if writer is not None:
-                writer.close()
-                os.replace(temporary, path)
-
-
-def _push(store: FeatureStore, space: Space, published: Path, rows: int, *, progress: bool) -> int:
-    with tqdm(
-        total=rows, desc=f"online space {space.number}", unit="row", disable=not progress
-    ) as bar:
-        return write_online(
-            store, stored_view(space.number), _published_batches(published), bar.update
-        )
-
-
-def _published_batches(folder: Path) -> Iterator[pa.RecordBatch]:
-    for path in parquet_files(folder):
-        yield from pq.ParquetFile(path).iter_batches(_ONLINE_ROWS)
-
-
-def _raw_batches(source: RawSource, view: RawView) -> Iterator[pa.RecordBatch]:
-    """Yield the newest row of each user under the view's own column names."""
-    prefix = f"{view.name}__"
-    for partition in range(source.partitions):
-        for batch in source.batches(partition, batch_rows=_ONLINE_ROWS):
-            created = pa.array(
-                [datetime.now(timezone.utc)] * batch.num_rows, pa.timestamp("us", tz="UTC")
-            )
-            names = [name.removeprefix(prefix) for name in batch.schema.names]
-            yield batch.rename_columns(names).append_column("created_timestamp", created)
-
-
-def _report(
-    run_id: str,
-    space: Space,
-    outcome: str,
-    counts: Mapping[str, Any],
-    partitions: int,
-    began: float,
-) -> RunReport:
-    seconds = round(time.perf_counter() - began, 3)
-    return RunReport(
-        run_id, space.number, outcome, counts["rows"], partitions, counts["online_rows"], seconds
-    )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -11,9 +12,25 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from encoder.errors import DataFault
 from transforms.dataset import Dataset, load_dataset
 
-__all__ = ["CONFIG_FILE", "RepoSettings", "load_settings"]
+__all__ = ["CONFIG_FILE", "JobSettings", "RepoSettings", "load_settings"]
 
 CONFIG_FILE = "palate.yaml"
+
+
+class JobSettings(BaseModel):
+    """``materialize:`` how the batch job runs; options of ``palate materialize`` go before it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    engine: Literal["local", "ray"] = "local"
+    """``ray`` needs the extra of that name; it uses the cluster that ``RAY_ADDRESS`` names, or
+    starts one on this machine."""
+    workers: int = Field(default_factory=lambda: min(4, os.cpu_count() or 1), ge=1)
+    """Partitions that are worked on at the same time."""
+    rows_per_partition: int = Field(default=50_000, ge=1)
+    """Users of a partition: what is done again when a run is killed, and what a worker holds."""
+    online_rows_per_second: float | None = Field(default=None, gt=0)
+    """Upper bound of all workers together; None: as fast as the online store takes them."""
 
 
 class _File(BaseModel):
@@ -31,6 +48,10 @@ class _File(BaseModel):
     """What a job may hold in memory (MiB); more is spilled to disk."""
     seed: int = 0
     """Seed of item vectors, training and evaluation."""
+    vectors: Literal["float32", "float16", "int8"] = "float32"
+    """Form in which the online store keeps the vectors of spaces trained from now on."""
+    materialize: JobSettings = JobSettings()
+    """How the batch job runs."""
     autoencoder: dict[str, Any] = Field(default_factory=dict)
     """Fields of ``encoder.autoencoder.AutoencoderConfig`` that differ from its defaults."""
     training: dict[str, Any] = Field(default_factory=dict)
@@ -51,6 +72,18 @@ class RepoSettings:
         self.repo = repo
         self.file = file
         self._dataset: Dataset | None = None
+
+    def with_job(self, **changes: Any) -> RepoSettings:
+        """Return the settings with other fields of ``materialize:``; None keeps a field.
+
+        Raises
+        ------
+        pydantic.ValidationError
+            A value is out of range.
+        """
+        given = {name: value for name, value in changes.items() if value is not None}
+        job = JobSettings.model_validate(self.file.materialize.model_dump() | given)
+        return RepoSettings(self.repo, self.file.model_copy(update={"materialize": job}))
 
     @property
     def dataset_path(self) -> Path:

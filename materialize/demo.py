@@ -156,7 +156,9 @@ def _run(repo: Path, output: Path, chosen: _Chosen, meter: StepMeter) -> dict[st
         step.counts = {"rows": history.rows}
     with meter.step("materialise") as step:
         raw_rows = {
-            view: materialize_view(context.store, settings, context.ledger, view, end=end)
+            view: materialize_view(
+                context.store, settings, context.ledger, view, end=end
+            ).online_rows
             for view in space.facts["raw_views"]
         }
         newest = materialize_space(context.store, settings, context.ledger, space, end=end)

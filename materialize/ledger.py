@@ -15,6 +15,7 @@ from sqlalchemy import (
     String,
     UniqueConstraint,
     create_engine,
+    delete,
     event,
     select,
 )
@@ -57,6 +58,17 @@ class _RunRow(_Base):
     error: Mapped[str | None]
     started_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
     finished_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+
+
+class _PartitionRow(_Base):
+    """A partition of an unfinished run that is done; the run's commit removes it."""
+
+    __tablename__ = "partitions"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.run_id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    counts: Mapped[dict[str, Any]] = mapped_column(JSON)
+    finished_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
 
 
 @dataclass(frozen=True)
@@ -200,6 +212,7 @@ class Ledger:
         plan: Mapping[str, Any],
         *,
         space: int | None = None,
+        again: bool = False,
     ) -> Run:
         """Open a run, or return the one with the same view and key to resume or skip it.
 
@@ -215,6 +228,9 @@ class Ledger:
             JSON types; what the run is asked to do.
         space : int, optional
             The space whose view it is.
+        again : bool
+            Open the run also when it is committed; until it is committed again it counts as
+            running.
         """
         with Session(self._engine) as session:
             row = self._run_row(session, view, key)
@@ -237,7 +253,7 @@ class Ledger:
                     row = self._run_row(session, view, key)
                     if row is None:
                         raise
-            elif row.state == "failed":
+            elif row.state == "failed" or (again and row.state == "committed"):
                 row.state, row.error = "running", None
                 session.commit()
             return _run(row)
@@ -251,6 +267,7 @@ class Ledger:
                 row.error = None
                 if row.space is not None:
                     session.get_one(_SpaceRow, row.space).state = "ready"
+                session.execute(delete(_PartitionRow).where(_PartitionRow.run_id == run_id))
                 session.commit()
             return _run(row)
 
@@ -261,6 +278,26 @@ class Ledger:
             if row.state != "committed":
                 row.state, row.error, row.finished_at = "failed", error, _now()
                 session.commit()
+
+    def partition_done(self, run_id: str, number: int, counts: Mapping[str, Any]) -> None:
+        """Record that a partition of a run is in every store; safe to repeat."""
+        with Session(self._engine) as session:
+            session.merge(
+                _PartitionRow(run_id=run_id, number=number, counts=dict(counts), finished_at=_now())
+            )
+            session.commit()
+
+    def partitions_done(self, run_id: str) -> dict[int, Mapping[str, Any]]:
+        """Return the counts of the partitions that a run which resumes need not do again."""
+        query = select(_PartitionRow).where(_PartitionRow.run_id == run_id)
+        with Session(self._engine) as session:
+            return {row.number: row.counts for row in session.scalars(query)}
+
+    def forget_partitions(self, run_id: str) -> None:
+        """Let the run's next attempt do every partition again: a store lost what it was given."""
+        with Session(self._engine) as session:
+            session.execute(delete(_PartitionRow).where(_PartitionRow.run_id == run_id))
+            session.commit()
 
     def runs(self, space: int | None = None) -> list[Run]:
         """Return the runs of one space, or of all, oldest first."""

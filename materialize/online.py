@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -15,54 +13,44 @@ import pyarrow.compute as pc
 if TYPE_CHECKING:
     from feast import FeatureStore, FeatureView
 
-__all__ = ["write_online"]
-
-_log = logging.getLogger(__name__)
+__all__ = ["OnlineWriter"]
 
 
-def write_online(
-    store: FeatureStore,
-    view_name: str,
-    batches: Iterable[pa.RecordBatch],
-    progress: Callable[[int], object] | None = None,
-) -> int:
-    """Write rows of one feature view online; safe to repeat.
+class OnlineWriter:
+    """Writes rows of one feature view online; safe to repeat.
 
     A store with ``write_arrow`` gets the columns as they are and leaves out rows that are older
-    than what it holds; any other store gets Feast's protobuf rows.
+    than what it holds; any other store gets Feast's protobuf rows. Holds a connection of its own,
+    so one a thread.
 
     Parameters
     ----------
     store : FeatureStore
     view_name : str
         An applied feature view with one join key.
-    batches : iterable of RecordBatch
-        The view's fields, its join key, ``event_timestamp`` and ``created_timestamp``; one row an
-        entity (of two rows of one entity, stores keep either).
-    progress : callable, optional
-        Called with the number of rows after each batch.
-
-    Returns
-    -------
-    int
-        Rows handed over, stale ones included; how many were stale is logged.
     """
-    from feast.infra.online_stores.helpers import get_online_store_from_config
 
-    view = store.get_feature_view(view_name)
-    online = get_online_store_from_config(store.config.online_store)
-    handed_over, stale = 0, 0
-    for batch in batches:
-        if hasattr(online, "write_arrow"):
-            stale += online.write_arrow(store.config, view, batch).stale
-        else:
-            online.online_write_batch(store.config, view, _protobuf_rows(view, batch), None)
-        handed_over += batch.num_rows
-        if progress is not None:
-            progress(batch.num_rows)
-    if stale:
-        _log.info("%s: %s of %s rows were older than what is stored", view_name, stale, handed_over)
-    return handed_over
+    def __init__(self, store: FeatureStore, view_name: str) -> None:
+        from feast.infra.online_stores.helpers import get_online_store_from_config
+
+        self._config = store.config
+        self._view = store.get_feature_view(view_name)
+        self._online = get_online_store_from_config(store.config.online_store)
+
+    def write(self, batch: pa.RecordBatch) -> int:
+        """Write one batch and return how many of its rows were older than what is stored.
+
+        Parameters
+        ----------
+        batch : RecordBatch
+            The view's fields, its join key, ``event_timestamp`` and ``created_timestamp``; one row
+            an entity (of two rows of one entity, stores keep either).
+        """
+        if hasattr(self._online, "write_arrow"):
+            return int(self._online.write_arrow(self._config, self._view, batch).stale)
+        rows = _protobuf_rows(self._view, batch)
+        self._online.online_write_batch(self._config, self._view, rows, None)
+        return 0
 
 
 def _protobuf_rows(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,15 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from encoder.errors import DataFault
+from materialize.stores.append import live_files, reading
 from transforms.engine import bounded_connection, quoted
 from transforms.names import USER_KEY
 
 if TYPE_CHECKING:
     from feast import FeatureStore, FeatureView
 
-__all__ = ["RawSource", "RawView", "applied_view", "parquet_files", "resolve_views"]
-
-_ROWS_PER_PARTITION = 100_000
+__all__ = ["RawSource", "RawView", "applied_view", "instant", "parquet_files", "resolve_views"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,8 @@ class RawView:
         Column names of event time and created time.
     key : str
         Join key.
+    header : Path or None
+        File without rows that is read with the folder, which then may be missing.
     """
 
     name: str
@@ -48,6 +49,22 @@ class RawView:
     timestamp: str
     created: str
     key: str = USER_KEY
+    header: Path | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """Parquet files whose rows count, ordered by name."""
+        found = live_files(self.folder) if self.folder.exists() else []
+        return found if self.header is None else [self.header, *found]
+
+    def sql(self, end: datetime) -> str:
+        """Return a parenthesised query of all rows with an event time before ``end``."""
+        return f'(FROM {self.table} WHERE "{self.timestamp}" < {instant(end)})'
+
+    @property
+    def table(self) -> str:
+        """Table function that reads the files."""
+        return f"read_parquet([{', '.join(map(quoted, self.files))}], hive_partitioning = false)"
 
 
 def resolve_views(store: FeatureStore, names: Sequence[str]) -> list[RawView]:
@@ -112,7 +129,12 @@ def applied_view(store: FeatureStore, name: str) -> FeatureView:
 
 def parquet_files(folder: Path) -> list[Path]:
     """Return the Parquet files of a view's folder, ordered by name; a file stands for itself."""
-    return [folder] if folder.is_file() else sorted(folder.rglob("*.parquet"))
+    return live_files(folder) if folder.exists() else []
+
+
+def instant(moment: datetime) -> str:
+    """Return a SQL literal of a moment."""
+    return f"TIMESTAMPTZ '{moment.isoformat()}'"
 
 
 class RawSource:
@@ -121,6 +143,7 @@ class RawSource:
     Parameters
     ----------
     views : sequence of RawView
+        All with the same join key.
     end : datetime
         Only rows with an event time before it exist for this source.
     start : datetime or None
@@ -134,13 +157,13 @@ class RawSource:
     memory_limit_mb : int
         What DuckDB may hold; more is spilled to ``spill``.
     spill : Path
+    threads : int or None
+        Of DuckDB; None: one a core.
 
     Notes
     -----
-    Users are cut into partitions by a hash of their id, so that memory follows the partition and
-    not
-    the number of users; a partition's number is stable for the same rows. The point-in-time match
-    runs on keys alone; the wide arrays are fetched once, for the rows that matched.
+    The point-in-time match runs on keys alone; the wide arrays are fetched once, for the rows that
+    matched. Cheap to copy and to pickle: nothing is open between calls.
     """
 
     def __init__(
@@ -153,13 +176,13 @@ class RawSource:
         history: bool = False,
         memory_limit_mb: int,
         spill: Path,
+        threads: int | None = None,
     ) -> None:
         self.views = list(views)
-        (self._key,) = {view.key for view in self.views}
+        (self.key,) = {view.key for view in self.views}
         self.start, self.end, self.history = start, end, history
         self.created_since = created_since
-        self._memory_limit_mb, self._spill = memory_limit_mb, spill
-        self._partitions: int | None = None
+        self.memory_limit_mb, self.spill, self.threads = memory_limit_mb, spill, threads
 
     @property
     def fingerprint(self) -> str:
@@ -171,49 +194,32 @@ class RawSource:
         end = self.end if self._newest() >= self.end else None
         digest = hashlib.sha256(f"{self.start}|{end}|{self.history}".encode())
         for view in self.views:
-            for path in parquet_files(view.folder):
+            for path in view.files:
                 rows = pq.read_metadata(path).num_rows
                 line = f"{view.name}|{path.relative_to(view.folder)}|{path.stat().st_size}|{rows}\n"
                 digest.update(line.encode())
         return digest.hexdigest()[:12]
 
-    @property
-    def partitions(self) -> int:
-        """Number of user partitions, from the number of raw rows."""
-        if self._partitions is None:
-            rows = sum(
-                pq.read_metadata(path).num_rows
-                for view in self.views
-                for path in parquet_files(view.folder)
-            )
-            self._partitions = max(1, -(-rows // _ROWS_PER_PARTITION))
-        return self._partitions
-
     def _newest(self) -> datetime:
         """Return the event time of the newest raw row."""
         newest = " UNION ALL ".join(
-            f'SELECT max("{view.timestamp}") AS moment FROM read_parquet({_files(view)})'
-            for view in self.views
+            f'SELECT max("{view.timestamp}") AS moment FROM {view.table}' for view in self.views
         )
-        with self._connection() as db:
+        with self.connection() as db:
             table = db.sql(f"SELECT max(moment) AS moment FROM ({newest})").to_arrow_table()
         moment: datetime | None = table.column("moment")[0].as_py()
         return self.end if moment is None else moment
 
     def count(self) -> int:
-        """Return the number of rows of all partitions together."""
-        with self._connection() as db:
-            return int(db.sql(f"SELECT count(*) FROM ({self._spine(None)})").fetchall()[0][0])
+        """Return the number of rows."""
+        with self.connection() as db:
+            return int(db.sql(f"SELECT count(*) FROM ({self._spine()})").fetchall()[0][0])
 
-    def batches(
-        self, partition: int | None, *, batch_rows: int = 8192, ordered: bool = False
-    ) -> Iterator[pa.RecordBatch]:
-        """Yield one partition's rows.
+    def batches(self, *, batch_rows: int = 8192, ordered: bool = False) -> Iterator[pa.RecordBatch]:
+        """Yield all rows.
 
         Parameters
         ----------
-        partition : int or None
-            None: all users in one go.
         batch_rows : int
             Largest number of rows of a batch.
         ordered : bool
@@ -231,9 +237,9 @@ class RawSource:
         DataFault
             A raw view holds a user twice at one event time and created time.
         """
-        with self._connection() as db:
-            expected = self._match(db, partition)
-            order = f' ORDER BY m."{self._key}", m.moment' if ordered else ""
+        with self.connection() as db:
+            expected = self._match(db)
+            order = f' ORDER BY m."{self.key}", m.moment' if ordered else ""
             reader = db.sql(self._fetch() + order).to_arrow_reader(batch_rows)
             seen = 0
             for batch in reader:
@@ -246,17 +252,47 @@ class RawSource:
                     "and created time. Remove the duplicate rows."
                 )
 
-    def _match(self, db: duckdb.DuckDBPyConnection, partition: int | None) -> int:
+    def new_moments(self) -> str:
+        """Return a condition on ``moment`` and ``created``: the raw row is new to this source."""
+        if self.start is None:
+            return "true"
+        new = f"moment >= {instant(self.start)}"
+        if self.created_since is not None:
+            new += f" OR created >= {instant(self.created_since)}"
+        return f"({new})"
+
+    def moments(self) -> str:
+        """Return a query of every raw row's key, ``moment`` and ``created``."""
+        return " UNION ALL ".join(
+            f'SELECT "{self.key}", "{view.timestamp}" AS moment, "{view.created}" AS created '
+            f"FROM {view.sql(self.end)}"
+            for view in self.views
+        )
+
+    @contextmanager
+    def connection(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Yield a bounded DuckDB connection; no file of the views is removed meanwhile."""
+        self.spill.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            for view in self.views:
+                if view.header is None:
+                    stack.enter_context(reading(view.folder))
+            db = stack.enter_context(bounded_connection(self.memory_limit_mb, self.spill))
+            if self.threads is not None:
+                db.execute(f"SET threads = {self.threads}")
+            yield db
+
+    def _match(self, db: duckdb.DuckDBPyConnection) -> int:
         """Make table ``matched``: each moment with the keys of the raw row that holds at it."""
-        db.execute(f"CREATE TEMP TABLE spine AS {self._spine(partition)}")
+        db.execute(f"CREATE TEMP TABLE spine AS {self._spine()}")
         for k, view in enumerate(self.views):
             # One row a user and event time: the one created last.
             db.execute(
-                f'CREATE TEMP TABLE keys{k} AS SELECT "{self._key}", "{view.timestamp}" AS ts, '
-                f'max("{view.created}") AS created FROM {self._rows(view, partition)} GROUP BY ALL'
+                f'CREATE TEMP TABLE keys{k} AS SELECT "{self.key}", "{view.timestamp}" AS ts, '
+                f'max("{view.created}") AS created FROM {view.sql(self.end)} GROUP BY ALL'
             )
         joins = " ".join(
-            f'ASOF LEFT JOIN keys{k} ON spine."{self._key}" = keys{k}."{self._key}" '
+            f'ASOF LEFT JOIN keys{k} ON spine."{self.key}" = keys{k}."{self.key}" '
             f"AND spine.moment >= keys{k}.ts"
             for k in range(len(self.views))
         )
@@ -264,7 +300,7 @@ class RawSource:
             f"keys{k}.ts AS ts{k}, keys{k}.created AS created{k}" for k in range(len(self.views))
         )
         db.execute(
-            f'CREATE TEMP TABLE matched AS SELECT spine."{self._key}", spine.moment, {columns} '
+            f'CREATE TEMP TABLE matched AS SELECT spine."{self.key}", spine.moment, {columns} '
             f"FROM spine {joins}"
         )
         return int(db.sql("SELECT count(*) FROM matched").fetchall()[0][0])
@@ -276,55 +312,24 @@ class RawSource:
             for field in view.fields
         ]
         joins = " ".join(
-            f'LEFT JOIN read_parquet({_files(view)}) v{k} ON v{k}."{self._key}" = m."{self._key}" '
-            f'AND v{k}."{view.timestamp}" = m.ts{k} AND v{k}."{view.created}" = m.created{k}'
+            f'LEFT JOIN {view.table} v{k} ON v{k}."{self.key}" = m."{self.key}" '
+            f'AND v{k}."{view.timestamp}" = m.ts{k} '
+            f'AND v{k}."{view.created}" IS NOT DISTINCT FROM m.created{k}'
             for k, view in enumerate(self.views)
         )
         return (
-            f'SELECT m."{self._key}", m.moment AS event_timestamp, {", ".join(columns)} '
+            f'SELECT m."{self.key}", m.moment AS event_timestamp, {", ".join(columns)} '
             f"FROM matched m {joins}"
         )
 
-    def _spine(self, partition: int | None) -> str:
-        moments = " UNION ALL ".join(
-            f'SELECT "{self._key}", "{view.timestamp}" AS moment, "{view.created}" AS created '
-            f"FROM {self._rows(view, partition)}"
-            for view in self.views
-        )
-        if self.start is None:
-            chosen = f"SELECT * FROM ({moments})"
-        else:
-            new = f"moment >= {_instant(self.start)}"
-            if self.created_since is not None:
-                new += f" OR created >= {_instant(self.created_since)}"
+    def _spine(self) -> str:
+        chosen = f"SELECT * FROM ({self.moments()})"
+        if self.start is not None:
             # A late row changes what holds at every later moment of its user.
-            chosen = (
-                f"SELECT * FROM ({moments}) QUALIFY moment >= "
-                f'min(moment) FILTER (WHERE {new}) OVER (PARTITION BY "{self._key}")'
+            chosen += (
+                " QUALIFY moment >= "
+                f'min(moment) FILTER (WHERE {self.new_moments()}) OVER (PARTITION BY "{self.key}")'
             )
         if self.history:
-            return f'SELECT DISTINCT "{self._key}", moment FROM ({chosen})'
-        return f'SELECT "{self._key}", max(moment) AS moment FROM ({chosen}) GROUP BY "{self._key}"'
-
-    def _rows(self, view: RawView, partition: int | None) -> str:
-        mine = (
-            ""
-            if partition is None
-            else f' AND hash("{self._key}") % {self.partitions} = {int(partition)}'
-        )
-        return (
-            f"(SELECT * FROM read_parquet({_files(view)}) "
-            f'WHERE "{view.timestamp}" < {_instant(self.end)}{mine})'
-        )
-
-    def _connection(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
-        self._spill.mkdir(parents=True, exist_ok=True)
-        return bounded_connection(self._memory_limit_mb, self._spill)
-
-
-def _files(view: RawView) -> str:
-    return f"[{', '.join(quoted(path) for path in parquet_files(view.folder))}]"
-
-
-def _instant(moment: datetime) -> str:
-    return f"TIMESTAMPTZ '{moment.isoformat()}'"
+            return f'SELECT DISTINCT "{self.key}", moment FROM ({chosen})'
+        return f'SELECT "{self.key}", max(moment) AS moment FROM ({chosen}) GROUP BY "{self.key}"'

@@ -18,43 +18,56 @@ from transforms.names import USER_KEY
 if TYPE_CHECKING:
     from feast import FeatureStore
 
-__all__ = ["verify_offline", "verify_online"]
+__all__ = ["check_embeddings", "verify_count", "verify_file", "verify_online"]
 
 _SAMPLE = 200
 
 
-def verify_offline(folder: Path, expected_rows: int, space: Space) -> int:
-    """Check a published run: row count, one space only, no NaN, no null, no zero vector.
-
-    Returns
-    -------
-    int
-        Number of rows.
+def check_embeddings(batch: pa.RecordBatch, space: Space, where: str) -> None:
+    """Check rows of a space's view: this space only, no NaN, no null, no zero vector.
 
     Raises
     ------
     VerificationFailed
-        Names what is wrong and in which file.
+        Names ``where`` and what is wrong.
     """
-    rows = 0
-    for path in parquet_files(folder):
-        for batch in pq.ParquetFile(path).iter_batches(
-            65_536, columns=["embedding", "space", "encoder_version"]
-        ):
-            rows += batch.num_rows
-            spaces = set(batch.column("space").unique().to_pylist())
-            versions = set(batch.column("encoder_version").unique().to_pylist())
-            if spaces != {space.number} or versions != {space.encoder_version}:
-                raise VerificationFailed(
-                    f"{path} holds spaces {_listed(spaces)} and encoders {_listed(versions)}; "
-                    f"only space {space.number} ({space.encoder_version}) is expected."
-                )
-            vectors = embedding_matrix(batch.column("embedding"))
-            bad = ~np.isfinite(vectors).all(axis=1) | ~vectors.any(axis=1)
-            if bad.any():
-                raise VerificationFailed(
-                    f"{path} holds {int(bad.sum())} embedding(s) that are NaN, infinite or zero."
-                )
+    spaces = set(batch.column("space").unique().to_pylist())
+    versions = set(batch.column("encoder_version").unique().to_pylist())
+    if batch.num_rows and (spaces != {space.number} or versions != {space.encoder_version}):
+        raise VerificationFailed(
+            f"{where} holds spaces {_listed(spaces)} and encoders {_listed(versions)}; "
+            f"only space {space.number} ({space.encoder_version}) is expected."
+        )
+    vectors = embedding_matrix(batch.column("embedding"))
+    bad = ~np.isfinite(vectors).all(axis=1) | ~vectors.any(axis=1)
+    if bad.any():
+        raise VerificationFailed(
+            f"{where} holds {int(bad.sum())} embedding(s) that are NaN, infinite or zero."
+        )
+
+
+def verify_file(path: Path, written: pa.Table) -> None:
+    """Check that a Parquet file answers exactly the rows that were written to it.
+
+    Raises
+    ------
+    VerificationFailed
+    """
+    if not pq.read_table(path).equals(written):
+        raise VerificationFailed(
+            f"{path} answers other rows than the {written.num_rows} that were written to it. "
+            "Check the disk, then run the command again."
+        )
+
+
+def verify_count(folder: Path, expected_rows: int) -> int:
+    """Check how many rows a run has offline, and return it.
+
+    Raises
+    ------
+    VerificationFailed
+    """
+    rows: int = sum(pq.read_metadata(path).num_rows for path in parquet_files(folder))
     if rows != expected_rows:
         raise VerificationFailed(
             f"{folder} holds {rows} rows, {expected_rows} are expected from the raw features. Did "

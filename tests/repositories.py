@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,7 +16,7 @@ from encoder.columns import RawBatch, batch_from_arrow
 from encoder.store import ArtifactStore
 from materialize.config import RepoSettings, load_settings
 from materialize.ledger import Space
-from materialize.online import write_online
+from materialize.online import OnlineWriter
 from materialize.template import template_folder
 from tests.encoders import LAYOUT, SCHEMA, tiny_artifact
 from tests.strategies import random_batch, to_table
@@ -26,7 +26,7 @@ from transforms.names import USER_KEY, stored_view
 if TYPE_CHECKING:
     from feast import Entity, FeatureStore, FeatureView
 
-__all__ = ["INSTANT", "VIEWS", "TinyRepository", "as_batch", "raw_rows", "space_of"]
+__all__ = ["INSTANT", "VIEWS", "TinyRepository", "as_batch", "raw_rows", "space_of", "write_online"]
 
 INSTANT = pa.timestamp("us", "UTC")
 VIEWS = (ACTIVITY, PROFILE, ONBOARDING)
@@ -41,6 +41,15 @@ windows: [7]
 modalities: {collaborative: {dim: 4, clusters: 3}}
 evaluation: {cutoff: 2026-01-01T00:00:00Z}
 """
+
+
+def write_online(store: FeatureStore, view: str, batches: Iterable[pa.RecordBatch]) -> int:
+    """Write batches as the batch job does; return the number of their rows."""
+    writer, rows = OnlineWriter(store, view), 0
+    for batch in batches:
+        writer.write(batch)
+        rows += batch.num_rows
+    return rows
 
 
 def space_of(number: int, encoder_version: str, url: str = "") -> Space:

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from materialize.batch import RunReport, materialize_space, materialize_view
+from materialize.batch import materialize_space, materialize_view
 from materialize.source import parquet_files
+from materialize.view_run import RunReport
 from tests.e2e.conftest import Raw, Story, build_story, run
 
 pytestmark = pytest.mark.slow
@@ -134,7 +135,7 @@ def test_a_committed_run_is_written_again_only_when_forced(plugged: Story) -> No
             end=end,
             force=force,
             progress=False,
-        )
+        ).online_rows
 
     rows = materialize(force=False)
     assert rows > 300

@@ -103,7 +103,7 @@ def _expected(story: Story, start: dt.datetime, end: dt.datetime) -> dict[Any, A
     schema = load_encoder(settings.artifacts_url, story.space.encoder_version).preprocessor.schema
     source = open_source(story.context.store, settings, schema, start=start, end=end)
     rows = {}
-    for batch in source.batches(None):
+    for batch in source.batches():
         for row in encode_rows(batch, story.space, settings.artifacts_url).to_pylist():
             rows[row["user_id"]] = row
     return rows

@@ -16,9 +16,8 @@ from click.testing import CliRunner, Result
 from materialize.cli import main
 from materialize.embedding_rows import encode_rows
 from materialize.ledger import Ledger, Space
-from materialize.online import write_online
 from materialize.template import init_repository
-from tests.repositories import VIEWS, TinyRepository, raw_rows
+from tests.repositories import VIEWS, TinyRepository, raw_rows, write_online
 from transforms.names import stored_view
 
 

@@ -15,8 +15,7 @@ from encoder.errors import DataFault
 from materialize.compare import Comparison, compare_views, sample_users
 from materialize.embedding_rows import encode_rows, ensure_readable
 from materialize.ledger import Space
-from materialize.online import write_online
-from tests.repositories import TinyRepository, raw_rows
+from tests.repositories import TinyRepository, raw_rows, write_online
 from transforms.names import stored_view
 
 

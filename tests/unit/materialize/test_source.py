@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encoder.errors import DataFault
+from materialize.exchange import Exchange
 from materialize.source import RawSource, RawView
 
 EPOCH = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
@@ -51,15 +53,14 @@ def _source(root: Path, views: dict[str, list[Row]], **options: Any) -> RawSourc
 
 def _read(source: RawSource) -> dict[tuple[int, dt.datetime], list[float | None]]:
     found: dict[tuple[int, dt.datetime], list[float | None]] = {}
-    for partition in range(source.partitions):
-        for batch in source.batches(partition, batch_rows=3):
-            for row in batch.to_pylist():
-                key = (row["user_id"], row["event_timestamp"])
-                assert key not in found
-                found[key] = [
-                    None if row[f"{v.name}__value"] is None else row[f"{v.name}__value"][0]
-                    for v in source.views
-                ]
+    for batch in source.batches(batch_rows=3):
+        for row in batch.to_pylist():
+            key = (row["user_id"], row["event_timestamp"])
+            assert key not in found
+            found[key] = [
+                None if row[f"{v.name}__value"] is None else row[f"{v.name}__value"][0]
+                for v in source.views
+            ]
     return found
 
 
@@ -110,7 +111,7 @@ _ROWS = st.lists(
     since=st.none() | st.integers(0, 30),
     end=st.integers(0, 14),
     history=st.booleans(),
-    partitions=st.integers(1, 3),
+    partitions=st.integers(1, 4),
 )
 def test_every_row_holds_what_was_known_at_its_moment(
     tmp_path_factory: pytest.TempPathFactory,
@@ -123,26 +124,33 @@ def test_every_row_holds_what_was_known_at_its_moment(
     partitions: int,
 ) -> None:
     views = {"one": a, "two": b}
+    folder = tmp_path_factory.mktemp("views")
     source = _source(
-        tmp_path_factory.mktemp("views"),
+        folder,
         views,
         start=None if start is None else _at(start),
         created_since=None if since is None else _at(since),
         end=_at(end),
         history=history,
     )
-    source._partitions = partitions
     expected = _reference(views, start, since, end, history)
     assert source.count() == len(expected)
     assert _read(source) == expected
 
+    exchange = Exchange(source, folder / "exchange", partitions)
+    exchange.build(progress=False)
+    parts = [_read(exchange.partition(n)) for n in range(partitions)]
+    users = [{user for user, _ in part} for part in parts]
+    assert sum(map(len, users)) == len(set().union(*users)), "a user is in two partitions"
+    assert {key: row for part in parts for key, row in part.items()} == expected
 
-def test_all_partitions_together_are_all_rows_in_order_when_asked(tmp_path: Path) -> None:
+
+def test_all_rows_come_in_order_when_asked(tmp_path: Path) -> None:
     rows = [(u, h, h, float(u + h)) for u in range(40) for h in range(5)]
     source = _source(tmp_path, {"one": rows}, end=_at(5), history=True)
     keys = [
         (r["user_id"], r["event_timestamp"])
-        for batch in source.batches(None, ordered=True)
+        for batch in source.batches(ordered=True)
         for r in batch.to_pylist()
     ]
     assert keys == sorted(keys)
@@ -168,4 +176,84 @@ def test_fingerprint_follows_rows_and_range(tmp_path: Path) -> None:
 def test_a_row_that_stands_twice_is_refused(tmp_path: Path) -> None:
     source = _source(tmp_path, {"one": [(1, 0, 0, 1.0), (1, 0, 0, 2.0)]}, end=_at(5))
     with pytest.raises(DataFault, match="holds a user twice"):
-        list(source.batches(None))
+        list(source.batches())
+
+
+def _twenty(root: Path) -> RawSource:
+    rows = [(u, h, h, float(u)) for u in range(20) for h in range(3)]
+    return _source(root, {"one": rows, "two": rows[:5]}, end=_at(9))
+
+
+def test_partitions_are_kept_when_a_run_resumes(tmp_path: Path) -> None:
+    source, folder = _twenty(tmp_path), tmp_path / "exchange"
+    Exchange(source, folder, 4).build(progress=False)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
+    Exchange(source, folder, 4).build(progress=False)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")} == before
+
+
+def test_an_exchange_that_was_cut_short_is_made_anew(tmp_path: Path) -> None:
+    source, folder = _twenty(tmp_path), tmp_path / "exchange"
+    half = folder.with_name("exchange.tmp") / "one"
+    half.mkdir(parents=True)
+    (half / "header.parquet").write_bytes(b"cut short")
+    exchange = Exchange(source, folder, 4)
+    exchange.build(progress=False)
+    assert sum(len(_read(exchange.partition(n))) for n in range(4)) == 20
+    assert not half.exists()
+
+
+def test_only_rows_that_can_matter_are_written(tmp_path: Path) -> None:
+    source, folder = _twenty(tmp_path), tmp_path / "exchange"
+    Exchange(source, folder, 4).build(progress=False)
+    files = [p for p in (folder / "one").rglob("*.parquet") if p.name != "header.parquet"]
+    assert sum(pq.read_metadata(path).num_rows for path in files) == 20, "of 60"
+
+
+def test_a_single_partition_writes_nothing(tmp_path: Path) -> None:
+    source, folder = _twenty(tmp_path), tmp_path / "exchange"
+    exchange = Exchange(source, folder, 1)
+    exchange.build(progress=False)
+    assert len(_read(exchange.partition(0))) == 20
+    assert not folder.exists()
+
+
+def test_a_row_that_stands_twice_is_refused_in_its_partition(tmp_path: Path) -> None:
+    rows = [(u, 0, 0, 1.0) for u in range(9)]
+    source = _source(tmp_path, {"one": [*rows, (1, 0, 0, 2.0)]}, end=_at(5))
+    exchange = Exchange(source, tmp_path / "exchange", 3)
+    exchange.build(progress=False)
+    parts = [exchange.partition(number).batches() for number in range(3)]
+    with pytest.raises(DataFault, match="holds a user twice"):
+        list(chain(*parts))
+
+
+def test_a_row_without_a_created_time_counts(tmp_path: Path) -> None:
+    folder = tmp_path / "one"
+    folder.mkdir()
+    table = pa.table(
+        {
+            "user_id": pa.array([1, 2], pa.int64()),
+            "value": pa.array([[1.0], [2.0]], pa.list_(pa.float32())),
+            "event_timestamp": pa.array([_at(0), _at(1)], INSTANT),
+            "created_timestamp": pa.array([None, _at(1)], INSTANT),
+        }
+    )
+    pq.write_table(table, folder / "a.parquet")
+    view = RawView("one", folder, ("value",), "event_timestamp", "created_timestamp")
+    source = RawSource([view], end=_at(5), memory_limit_mb=256, spill=tmp_path / "spill")
+    expected = {(1, _at(0)): [1.0], (2, _at(1)): [2.0]}
+    assert _read(source) == expected
+    exchange = Exchange(source, tmp_path / "exchange", 2)
+    exchange.build(progress=False)
+    assert _read(exchange.partition(0)) | _read(exchange.partition(1)) == expected
+
+
+def test_event_time_may_stand_for_created_time(tmp_path: Path) -> None:
+    rows = [(u, u, 99, float(u)) for u in range(6)]
+    source = _source(tmp_path, {"one": rows}, end=_at(9))
+    view = RawView("one", source.views[0].folder, ("value",), "event_timestamp", "event_timestamp")
+    source = RawSource([view], end=_at(9), memory_limit_mb=256, spill=tmp_path / "spill")
+    exchange = Exchange(source, tmp_path / "exchange", 3)
+    exchange.build(progress=False)
+    assert sum(len(_read(exchange.partition(n))) for n in range(3)) == 6

@@ -12,9 +12,8 @@ import pytest
 from encoder.errors import VerificationFailed
 from materialize.embedding_rows import embedding_schema, encode_rows
 from materialize.ledger import Space
-from materialize.online import write_online
-from materialize.verify import verify_offline, verify_online
-from tests.repositories import INSTANT, TinyRepository, raw_rows
+from materialize.verify import check_embeddings, verify_count, verify_file, verify_online
+from tests.repositories import INSTANT, TinyRepository, raw_rows, write_online
 from transforms.names import stored_view
 
 VIEW = stored_view(1)
@@ -53,14 +52,20 @@ def _older(table: pa.Table, by: int) -> pa.Table:
 # --- offline
 
 
+def _check(table: pa.Table, space: Space) -> None:
+    (batch,) = table.combine_chunks().to_batches()
+    check_embeddings(batch, space, "Partition 7")
+
+
 def test_a_sound_run_is_counted(tiny: TinyRepository, space: Space, tmp_path: Path) -> None:
-    folder = _published(tmp_path / "run", _rows(tiny, space, [1, 2, 3, 4]))
-    assert verify_offline(folder, 4, space) == 4
+    table = _rows(tiny, space, [1, 2, 3, 4])
+    _check(table, space)
+    assert verify_count(_published(tmp_path / "run", table), 4) == 4
 
 
 def test_a_run_without_rows_is_sound(tiny: TinyRepository, space: Space, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    assert verify_offline(tmp_path / "run", 0, space) == 0
+    assert verify_count(tmp_path / "run", 0) == 0
     assert verify_online(tiny.store, VIEW, tmp_path / "run") == 0
 
 
@@ -70,29 +75,39 @@ def test_another_number_of_rows_is_found(
 ) -> None:
     folder = _published(tmp_path / "run", _rows(tiny, space, [1, 2, 3, 4]))
     with pytest.raises(VerificationFailed, match=f"holds 4 rows, {expected} are expected"):
-        verify_offline(folder, expected, space)
+        verify_count(folder, expected)
+
+
+def test_a_file_that_answers_another_element_is_found(
+    tiny: TinyRepository, space: Space, tmp_path: Path
+) -> None:
+    table, path = _rows(tiny, space, [1, 2, 3, 4]), tmp_path / "part.parquet"
+    pq.write_table(table, path)
+    verify_file(path, table)
+    vectors = table.column("embedding").to_pylist()
+    vectors[3][5] += 0.5
+    with pytest.raises(VerificationFailed, match="answers other rows than the 4 that were written"):
+        verify_file(path, _changed(table, "embedding", vectors))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_value_that_is_not_finite_is_found(
-    tiny: TinyRepository, space: Space, tmp_path: Path, value: float
+    tiny: TinyRepository, space: Space, value: float
 ) -> None:
     table = _rows(tiny, space, [1, 2, 3, 4])
     vectors = table.column("embedding").to_pylist()
     vectors[3][5] = value
-    folder = _published(tmp_path / "run", _changed(table, "embedding", vectors))
-    message = r"part-1.parquet holds 1 embedding\(s\) that are NaN, infinite or zero"
+    message = r"Partition 7 holds 1 embedding\(s\) that are NaN, infinite or zero"
     with pytest.raises(VerificationFailed, match=message):
-        verify_offline(folder, 4, space)
+        _check(_changed(table, "embedding", vectors), space)
 
 
-def test_a_zero_vector_is_found(tiny: TinyRepository, space: Space, tmp_path: Path) -> None:
+def test_a_zero_vector_is_found(tiny: TinyRepository, space: Space) -> None:
     table = _rows(tiny, space, [1, 2, 3, 4])
     vectors = table.column("embedding").to_pylist()
     vectors[0] = vectors[1] = [0.0] * len(vectors[0])
-    folder = _published(tmp_path / "run", _changed(table, "embedding", vectors))
-    with pytest.raises(VerificationFailed, match=r"part-0.parquet holds 2 embedding\(s\)"):
-        verify_offline(folder, 4, space)
+    with pytest.raises(VerificationFailed, match=r"Partition 7 holds 2 embedding\(s\)"):
+        _check(_changed(table, "embedding", vectors), space)
 
 
 @pytest.mark.parametrize(
@@ -105,22 +120,20 @@ def test_a_zero_vector_is_found(tiny: TinyRepository, space: Space, tmp_path: Pa
     ],
 )
 def test_a_row_of_another_space_is_found(
-    tiny: TinyRepository, space: Space, tmp_path: Path, column: str, value: Any, found: str
+    tiny: TinyRepository, space: Space, column: str, value: Any, found: str
 ) -> None:
     table = _rows(tiny, space, [1, 2, 3, 4])
     values = [*table.column(column).to_pylist()[:3], value]
-    folder = _published(tmp_path / "run", _changed(table, column, values))
     with pytest.raises(VerificationFailed, match=found) as caught:
-        verify_offline(folder, 4, space)
+        _check(_changed(table, column, values), space)
     assert f"only space 1 ({space.encoder_version}) is expected" in str(caught.value)
 
 
-def test_a_null_embedding_is_found(tiny: TinyRepository, space: Space, tmp_path: Path) -> None:
+def test_a_null_embedding_is_found(tiny: TinyRepository, space: Space) -> None:
     table = _rows(tiny, space, [1, 2, 3, 4])
     vectors = [*table.column("embedding").to_pylist()[:3], None]
-    folder = _published(tmp_path / "run", _changed(table, "embedding", vectors))
     with pytest.raises(VerificationFailed, match=r"1 null\(s\) were found"):
-        verify_offline(folder, 4, space)
+        _check(_changed(table, "embedding", vectors), space)
 
 
 # --- online
@@ -189,5 +202,5 @@ def test_a_file_without_rows_among_others_is_passed_over(
     folder = _published(tmp_path / "run", table)
     _push(tiny, table)
     pq.write_table(embedding_schema(pa.int64()).empty_table(), folder / "part-2.parquet")
-    assert verify_offline(folder, 2, space) == 2
+    assert verify_count(folder, 2) == 2
     assert verify_online(tiny.store, VIEW, folder) == 2
