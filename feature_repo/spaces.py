@@ -7,7 +7,7 @@ from feast import Entity, FeatureView, OnDemandFeatureView
 from materialize.config import RepoSettings
 from materialize.ledger import Ledger
 from transforms.embedding_views import declare_on_demand_view, declare_stored_view
-from transforms.names import stored_view
+from transforms.names import stored_view, vector_form
 
 __all__ = ["declare_spaces"]
 
@@ -25,6 +25,7 @@ def declare_spaces(
                 space=space.number,
                 encoder_version=space.encoder_version,
                 folder=settings.offline_dir / stored_view(space.number),
+                vectors=vector_form(space.facts),
             )
         )
         views.append(

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from encoder.columns import batch_from_arrow
 from encoder.errors import VerificationFailed
 from materialize.ledger import Space
-from transforms.names import USER_KEY
+from materialize.stores.compact import list_column, round_trip
+from transforms.names import USER_KEY, vector_form
 from transforms.runtime import encode, load_encoder
 
 __all__ = ["embedding_matrix", "embedding_schema", "encode_rows", "ensure_readable"]
@@ -54,7 +55,13 @@ def encode_rows(batch: pa.RecordBatch, space: Space, store_url: str) -> pa.Recor
     Returns
     -------
     RecordBatch
-        In ``embedding_schema``; ``event_timestamp`` is the row's ``as_of``.
+        In ``embedding_schema``; ``event_timestamp`` is the row's ``as_of``. Vectors are those that
+        are read back from the space's form, so that offline and online answer alike.
+
+    Raises
+    ------
+    VerificationFailed
+        An embedding does not fit the space's form.
     """
     schema = load_encoder(store_url, space.encoder_version).preprocessor.schema
     raw = batch_from_arrow(
@@ -65,15 +72,20 @@ def encode_rows(batch: pa.RecordBatch, space: Space, store_url: str) -> pa.Recor
         user_column=USER_KEY,
     )
     encoded = encode(raw, space.encoder_version, store_url)
-    n_rows, dim = encoded.embedding.shape
+    form = vector_form(space.facts)
+    try:
+        embedding = round_trip(encoded.embedding, form)
+    except ValueError as exc:
+        raise VerificationFailed(
+            f"Space {space.number} ({space.encoder_version}) stores {form} vectors: {exc} Train a "
+            "space with `vectors: float32`."
+        ) from exc
+    n_rows = len(embedding)
     users = batch.column(USER_KEY)
     return pa.RecordBatch.from_arrays(
         [
             users,
-            pa.ListArray.from_arrays(
-                pa.array(np.arange(0, (n_rows + 1) * dim, dim), pa.int32()),
-                pa.array(np.ascontiguousarray(encoded.embedding).reshape(-1), pa.float32()),
-            ),
+            list_column(embedding),
             pa.array(encoded.as_of, pa.int64()),
             pa.array(np.full(n_rows, space.number), pa.int64()),
             pa.array([space.encoder_version] * n_rows, pa.string()),

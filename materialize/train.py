@@ -26,7 +26,7 @@ from materialize.features import current_modalities
 from materialize.ledger import Ledger, Space
 from materialize.source import RawSource, parquet_files
 from transforms.layout import RawLayout
-from transforms.names import USER_KEY, stored_view
+from transforms.names import USER_KEY, stored_view, vector_form
 from transforms.runtime import load_encoder
 
 if TYPE_CHECKING:
@@ -135,7 +135,11 @@ def train_space(
     )
     url = ArtifactStore(settings.artifacts_url).save(artifact)
     known = {space.encoder_version for space in ledger.spaces()}
-    space = ledger.register(artifact.encoder_version, url, facts)
+    # The form is the space's, not the encoder's: it is no part of the artifact.
+    space = ledger.register(
+        artifact.encoder_version, url, facts | {"vectors": settings.file.vectors}
+    )
+    _tell_other_form(settings, space)
     _finish(settings, space, source, folder)
     _log.info("space %s is encoder version %s", space.number, space.encoder_version)
     return TrainReport(space, rows, history, artifact.encoder_version not in known)
@@ -179,8 +183,20 @@ def _trained_before(
     settings: RepoSettings, space: Space, source: RawSource, folder: Path
 ) -> TrainReport:
     _finish(settings, space, source, folder)  # a training may have been killed just before
+    _tell_other_form(settings, space)
     manifest = load_encoder(settings.artifacts_url, space.encoder_version).manifest
     return TrainReport(space, space.facts["training_rows"], manifest.training["history"], new=False)
+
+
+def _tell_other_form(settings: RepoSettings, space: Space) -> None:
+    """Say so when a space that was registered before keeps its vectors as they were."""
+    form, wanted = vector_form(space.facts), settings.file.vectors
+    if form != wanted:
+        _log.warning(
+            "space %s keeps %s vectors, as it was registered; %s in %s is for new spaces: train "
+            "with another seed, or on newer data",
+            *(space.number, form, wanted, CONFIG_FILE),
+        )
 
 
 def _finish(settings: RepoSettings, space: Space, source: RawSource, folder: Path) -> None:
@@ -201,7 +217,7 @@ def _write_rows(source: RawSource, path: Path, schema: FeatureSchema, *, progres
         with tqdm(
             total=source.count(), desc="training rows", unit="row", disable=not progress
         ) as bar:
-            for batch in source.batches(None, batch_rows=_ROW_GROUP, ordered=True):
+            for batch in source.batches(batch_rows=_ROW_GROUP, ordered=True):
                 rows = batch.select(columns)
                 if writer is None:
                     writer = pq.ParquetWriter(temporary, rows.schema, compression="zstd")

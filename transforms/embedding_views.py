@@ -10,14 +10,21 @@ from typing import cast
 from feast import Entity, FeatureView, FileSource, OnDemandFeatureView, PushSource
 from feast.data_format import ParquetFormat
 
-from transforms.names import ENCODER_TAG, SPACE_TAG, on_demand_view, stored_view
+from transforms.names import (
+    ENCODER_TAG,
+    FLOAT32,
+    SPACE_TAG,
+    VECTORS_TAG,
+    on_demand_view,
+    stored_view,
+)
 from transforms.on_demand import EMBEDDING_FIELDS, EmbeddingTransformation
 
 __all__ = ["declare_on_demand_view", "declare_stored_view"]
 
 
 def declare_stored_view(
-    user: Entity, *, space: int, encoder_version: str, folder: Path
+    user: Entity, *, space: int, encoder_version: str, folder: Path, vectors: str = FLOAT32
 ) -> FeatureView:
     """Return the view that serves a space's stored embeddings, online and point-in-time.
 
@@ -28,8 +35,14 @@ def declare_stored_view(
     encoder_version : str
     folder : Path
         Absolute folder of the view's Parquet files.
+    vectors : str
+        Form in which the online store keeps embeddings, one of ``VECTOR_FORMS``; the feature's type
+        is a list of float32 whatever the form.
     """
     name = stored_view(space)
+    tags = {SPACE_TAG: str(space), ENCODER_TAG: encoder_version}
+    if vectors != FLOAT32:
+        tags[VECTORS_TAG] = vectors
     return FeatureView(
         name=name,
         entities=[user],
@@ -45,7 +58,7 @@ def declare_stored_view(
                 created_timestamp_column="created_timestamp",
             ),
         ),
-        tags={SPACE_TAG: str(space), ENCODER_TAG: encoder_version},
+        tags=tags,
         description=f"User embeddings of space {space}.",
     )
 

@@ -11,7 +11,6 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from feast import FeatureView, RepoConfig
 from feast.infra.key_encoding_utils import serialize_entity_key
@@ -23,17 +22,27 @@ from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_config import FeastConfigBaseModel
 from pydantic import ValidationInfo, field_validator
 
+from materialize.stores.compact import (
+    compact_fields,
+    compact_messages,
+    compact_values,
+    restore,
+)
+from materialize.stores.rows import EncodedRows
 from materialize.stores.values import entity_keys, microseconds, value_bytes, value_text
 
 if TYPE_CHECKING:
     from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesResponse
 
-__all__ = ["AtomicOnlineStore", "EncodedRows", "WithoutVectorSearch", "WriteCounts"]
+    _Vector = GetOnlineFeaturesResponse.FeatureVector
+
+__all__ = ["AtomicOnlineStore", "WithoutVectorSearch", "WriteCounts"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
 
 FeastRow = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
+FoundRow = tuple[datetime | None, dict[str, Value] | None]
 
 
 class WithoutVectorSearch(FeastConfigBaseModel):
@@ -64,59 +73,15 @@ class WriteCounts:
         return WriteCounts(self.written + other.written, self.stale + other.stale)
 
 
-@dataclass(frozen=True)
-class EncodedRows:
-    """Rows of one view, ready to be stored."""
-
-    names: tuple[str, ...]
-    """Features."""
-    keys: list[bytes]
-    """One a row, as the store spells it."""
-    values: list[list[bytes]]
-    """By feature, one serialised ``Value`` a row."""
-    texts: list[list[str | None]]
-    """By feature, Feast's ``value_text``; empty for a store without that column."""
-    event_us: npt.NDArray[np.int64]
-    """(n,) microseconds since 1970."""
-    created_us: npt.NDArray[np.int64]
-    """(n,) microseconds since 1970; 0 where there is none."""
-    has_created: npt.NDArray[np.bool_]
-    """(n,)."""
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def newest_of_each_key(self) -> EncodedRows:
-        """Return one row a key: the newest event, then the newest created, then the last."""
-        if len(set(self.keys)) == len(self.keys):
-            return self
-        created = np.where(self.has_created, self.created_us, np.iinfo(np.int64).min)
-        order = np.lexsort((np.arange(len(self)), created, self.event_us))
-        newest = {self.keys[row]: row for row in order.tolist()}
-        return self._take(sorted(newest.values()))
-
-    def sorted_by_key(self) -> EncodedRows:
-        """Return the rows in the order of their keys; rows of one key stay in theirs."""
-        return self._take(sorted(range(len(self)), key=self.keys.__getitem__))
-
-    def _take(self, rows: list[int]) -> EncodedRows:
-        return EncodedRows(
-            self.names,
-            [self.keys[row] for row in rows],
-            [[column[row] for row in rows] for column in self.values],
-            [[column[row] for row in rows] for column in self.texts],
-            self.event_us[rows],
-            self.created_us[rows],
-            self.has_created[rows],
-        )
-
-
 class AtomicOnlineStore(OnlineStore):
     """A Feast online store in which an older row never replaces a newer one.
 
     Mixed in before one of Feast's stores, whose layout stays as it is. A row replaces another of
     its entity when its event time is newer, or equal with a created time that is not older; a
     missing created time counts as the oldest. All features of a row move in one step.
+
+    Vectors of a view that is tagged with another form than float32 are stored in it, and handed out
+    as float32 on every path (``materialize/stores/compact.py``).
     """
 
     rows_per_write = 20_000
@@ -160,7 +125,7 @@ class AtomicOnlineStore(OnlineStore):
         KeyError
             A column is missing.
         ValueError
-            A join key or an event time is null.
+            A join key or an event time is null, or a vector does not fit the view's form.
         """
         parts = batch.to_batches() if isinstance(batch, pa.Table) else [batch]
         counts = WriteCounts()
@@ -184,7 +149,9 @@ class AtomicOnlineStore(OnlineStore):
         for names, group in by_features.items():
             for start in range(0, len(group), self.rows_per_write):
                 part = group[start : start + self.rows_per_write]
-                self._write(config, table, self._from_protobuf(config, names, part), progress)
+                self._write(
+                    config, table, self._from_protobuf(config, table, names, part), progress
+                )
 
     async def online_write_batch_async(
         self,
@@ -226,6 +193,7 @@ class AtomicOnlineStore(OnlineStore):
             else pa.nulls(batch.num_rows, pa.timestamp("us", "UTC"))
         )
         columns = [batch.column(name) for name, _ in fields]
+        form, compact = compact_fields(view)
         return EncodedRows(
             tuple(name for name, _ in fields),
             entity_keys(
@@ -233,7 +201,10 @@ class AtomicOnlineStore(OnlineStore):
                 config.entity_key_serialization_version,
                 self._key_suffix(config),
             ),
-            [value_bytes(c, kind) for c, (_, kind) in zip(columns, fields, strict=True)],
+            [
+                compact_values(c, form) if name in compact else value_bytes(c, kind)
+                for c, (name, kind) in zip(columns, fields, strict=True)
+            ],
             [value_text(c, kind) for c, (_, kind) in zip(columns, fields, strict=True)]
             if self._keeps_text
             else [],
@@ -243,8 +214,13 @@ class AtomicOnlineStore(OnlineStore):
         )
 
     def _from_protobuf(
-        self, config: RepoConfig, names: tuple[str, ...], data: Sequence[FeastRow]
+        self,
+        config: RepoConfig,
+        view: FeatureView,
+        names: tuple[str, ...],
+        data: Sequence[FeastRow],
     ) -> EncodedRows:
+        form, compact = compact_fields(view)
         version, suffix = config.entity_key_serialization_version, self._key_suffix(config)
         return EncodedRows(
             names,
@@ -252,7 +228,12 @@ class AtomicOnlineStore(OnlineStore):
                 serialize_entity_key(key, entity_key_serialization_version=version) + suffix
                 for key, _, _, _ in data
             ],
-            [[values[name].SerializeToString() for _, values, _, _ in data] for name in names],
+            [
+                compact_messages([values[name] for _, values, _, _ in data], form)
+                if name in compact
+                else [values[name].SerializeToString() for _, values, _, _ in data]
+                for name in names
+            ],
             [[extract_text_and_num(row[1][name], False)[0] for row in data] for name in names]
             if self._keeps_text
             else [],
@@ -260,6 +241,34 @@ class AtomicOnlineStore(OnlineStore):
             np.array([_since_epoch(row[3]) if row[3] else 0 for row in data], np.int64),
             np.array([row[3] is not None for row in data], np.bool_),
         )
+
+    def online_read(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        entity_keys: list[EntityKey],
+        requested_features: list[str] | None = None,
+    ) -> list[FoundRow]:
+        """Read as Feast does; vectors are float lists whatever their form in the store."""
+        found: list[FoundRow] = super().online_read(  # type: ignore[safe-super]  # see the class
+            config, table, entity_keys, requested_features
+        )
+        _restore_rows(table, found)
+        return found
+
+    async def online_read_async(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        entity_keys: list[EntityKey],
+        requested_features: list[str] | None = None,
+    ) -> list[FoundRow]:
+        """Read as `online_read` does; on SQLite Feast does not implement it."""
+        found: list[FoundRow] = await super().online_read_async(
+            config, table, entity_keys, requested_features
+        )
+        _restore_rows(table, found)
+        return found
 
     def _read_features_per_fv(
         self,
@@ -281,7 +290,7 @@ class AtomicOnlineStore(OnlineStore):
             full_feature_names,
             include_feature_view_version_metadata,
         )
-        _mark_expired(grouped_refs, online_features_response, start)
+        _finish(grouped_refs, online_features_response, start)
 
     async def _read_features_per_fv_async(
         self,
@@ -303,35 +312,51 @@ class AtomicOnlineStore(OnlineStore):
             full_feature_names,
             include_feature_view_version_metadata,
         )
-        _mark_expired(grouped_refs, online_features_response, start)
+        _finish(grouped_refs, online_features_response, start)
 
 
-def _mark_expired(
+def _finish(
     grouped_refs: Sequence[tuple[FeatureView, list[str]]],
     response: GetOnlineFeaturesResponse,
     start: int,
 ) -> None:
-    """Set OUTSIDE_MAX_AGE where a value is older than its view's ttl; the value stays.
+    """Restore compact vectors and mark expired rows in what was appended from ``start`` on.
 
-    Feast appends one vector a requested feature, view by view, from ``start`` on. (Its Redis store
-    lengthens the list of requested features by ``_ts:view``, for which it appends a vector too.)
+    Feast appends one vector a requested feature, view by view. (Its Redis store lengthens the list
+    of requested features by ``_ts:view``, for which it appends a vector too.)
     """
     now = time.time()
     vectors = iter(response.results[start:])
     for view, features in grouped_refs:
         own = [next(vectors) for _ in features]
-        if not view.ttl or not own:
-            continue
-        oldest = now - view.ttl.total_seconds()
-        expired = [
-            row
-            for row, moment in enumerate(own[0].event_timestamps)
-            if moment.seconds + moment.nanos / 1e9 < oldest
-        ]
-        for vector in own:
-            for row in expired:
-                if vector.statuses[row] == FieldStatus.PRESENT:
-                    vector.statuses[row] = FieldStatus.OUTSIDE_MAX_AGE
+        form, compact = compact_fields(view)
+        for name, vector in zip(features, own, strict=True):
+            # Stores that read several views at once do not go through `online_read`.
+            if name in compact:
+                restore(vector.values, form)
+        if view.ttl and own:
+            _mark_expired(own, now - view.ttl.total_seconds())
+
+
+def _mark_expired(
+    vectors: Sequence[GetOnlineFeaturesResponse.FeatureVector], oldest: float
+) -> None:
+    """Set OUTSIDE_MAX_AGE where a view's rows are older than a Unix time; the values stay."""
+    expired = [
+        row
+        for row, moment in enumerate(vectors[0].event_timestamps)
+        if moment.seconds + moment.nanos / 1e9 < oldest
+    ]
+    for vector in vectors:
+        for row in expired:
+            if vector.statuses[row] == FieldStatus.PRESENT:
+                vector.statuses[row] = FieldStatus.OUTSIDE_MAX_AGE
+
+
+def _restore_rows(view: FeatureView, found: Sequence[FoundRow]) -> None:
+    form, compact = compact_fields(view)
+    for name in compact:
+        restore([values[name] for _, values in found if values and name in values], form)
 
 
 def _since_epoch(moment: datetime) -> int:

@@ -41,6 +41,7 @@ from pydantic import ConfigDict, Field
 
 from materialize.stores import pit
 from materialize.stores.append import any_file, append_rows, is_pushed, reading
+from materialize.stores.compact import compact_fields, round_trip_column
 from transforms.engine import bounded_connection
 from transforms.layout import ACTIVITY, ONBOARDING, PROFILE
 from transforms.names import ITEM_VECTORS
@@ -328,10 +329,11 @@ class PalateParquetOfflineStore(DuckDBOfflineStore):
         Raises
         ------
         ValueError
-            Columns are missing or unknown.
+            Columns are missing or unknown, or a vector does not fit the view's form.
         DataFault
             The source is a single file, which cannot be appended to.
         """
+        table = _as_read_online(feature_view, table)
         source = feature_view.batch_source
         if not _is_local_parquet(source):
             DuckDBOfflineStore.offline_write_batch(config, feature_view, table, progress)
@@ -360,6 +362,16 @@ class PalateParquetOfflineStore(DuckDBOfflineStore):
             super().get_table_column_names_and_types_from_data_source(config, data_source)
         )
         return columns
+
+
+def _as_read_online(view: FeatureView, table: pa.Table) -> pa.Table:
+    """Return pushed rows with vectors as the online store hands them out (`stores/compact.py`)."""
+    form, compact = compact_fields(view)
+    for place, name in enumerate(table.column_names):
+        if name in compact:
+            kept = round_trip_column(table.column(name), form)
+            table = table.set_column(place, name, kept)
+    return table
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from feast.infra.utils.postgres.connection_utils import _get_connection_pool as 
 from feast.infra.utils.postgres.postgres_config import ConnectionType
 from psycopg import Connection, sql
 
-from materialize.stores.base import AtomicOnlineStore, EncodedRows, WithoutVectorSearch
+from materialize.stores.base import AtomicOnlineStore, WithoutVectorSearch
+from materialize.stores.rows import EncodedRows
 
 __all__ = ["PalatePostgresOnlineStore", "PalatePostgresOnlineStoreConfig"]
 

@@ -14,7 +14,8 @@ from feast.protos.feast.types.Value_pb2 import Value
 from redis.cluster import RedisCluster
 from redis.exceptions import NoScriptError
 
-from materialize.stores.base import AtomicOnlineStore, EncodedRows
+from materialize.stores.base import AtomicOnlineStore
+from materialize.stores.rows import EncodedRows
 from materialize.stores.values import timestamps
 
 __all__ = ["PalateRedisOnlineStore", "PalateRedisOnlineStoreConfig"]

@@ -15,7 +15,8 @@ from feast import Entity, FeatureView, RepoConfig
 from feast.infra.online_stores.helpers import compute_table_id
 from feast.infra.online_stores.sqlite import SqliteOnlineStore, SqliteOnlineStoreConfig
 
-from materialize.stores.base import AtomicOnlineStore, EncodedRows, WithoutVectorSearch
+from materialize.stores.base import AtomicOnlineStore, WithoutVectorSearch
+from materialize.stores.rows import EncodedRows
 
 __all__ = ["PalateSqliteOnlineStore", "PalateSqliteOnlineStoreConfig"]
 

@@ -17,8 +17,12 @@ import pyarrow.compute as pc
 
 __all__ = [
     "CREATED_FIELD",
+    "blob_values",
     "entity_keys",
+    "float_values",
     "microseconds",
+    "packed_header",
+    "spread",
     "timestamps",
     "value_bytes",
     "value_text",
@@ -60,7 +64,19 @@ def value_bytes(column: pa.Array, kind: str) -> list[bytes]:
     if encode is None:
         return _through_protobuf(column, kind)
     present = column.drop_null()
-    return _spread(encode(present, kind), column)
+    return spread(encode(present, kind), column)
+
+
+def float_values(numbers: npt.NDArray[np.float32]) -> list[bytes]:
+    """Return each row of float32 (n, dim) as a serialised ``Value`` of a float list."""
+    tag, dtype, _ = _PACKED["FLOAT_LIST"]
+    head = packed_header(tag, numbers.shape[1] * np.dtype(dtype).itemsize)
+    return _fixed_rows(head, np.ascontiguousarray(numbers, dtype))
+
+
+def blob_values(content: _Bytes) -> list[bytes]:
+    """Return each row of uint8 (n, width) as a serialised ``Value`` of bytes."""
+    return _fixed_rows(_BYTES_VAL + _varint(content.shape[1]), np.ascontiguousarray(content))
 
 
 def value_text(column: pa.Array, kind: str) -> list[str | None]:
@@ -153,7 +169,7 @@ def _packed(column: pa.Array, tag: bytes, dtype: str, kind: pa.DataType) -> list
     if len(lengths) and lengths[0] > 0 and np.all(lengths == lengths[0]):
         width = int(lengths[0])
         head = packed_header(tag, width * numbers.itemsize)
-        return _spread(_fixed_rows(head, numbers.reshape(-1, width)), column)
+        return spread(_fixed_rows(head, numbers.reshape(-1, width)), column)
     data, sizes = numbers.tobytes(), lengths.astype(np.int64) * numbers.itemsize
     heads = {size: packed_header(tag, size) for size in np.unique(sizes).tolist()}
     ends = np.cumsum(sizes)
@@ -161,7 +177,7 @@ def _packed(column: pa.Array, tag: bytes, dtype: str, kind: pa.DataType) -> list
         heads[end - start] + data[start:end]
         for start, end in zip((ends - sizes).tolist(), ends.tolist(), strict=True)
     ]
-    return _spread(rows, column)
+    return spread(rows, column)
 
 
 def packed_header(tag: bytes, size: int) -> bytes:
@@ -257,7 +273,7 @@ def _slow_keys(
     ]
 
 
-def _spread(rows: list[bytes], column: pa.Array) -> list[bytes]:
+def spread(rows: list[bytes], column: pa.Array) -> list[bytes]:
     """Return ``rows`` with ``b""`` where ``column`` is null."""
     if not column.null_count:
         return rows
