@@ -50,8 +50,6 @@ class _File(BaseModel):
     """Seed of item vectors, training and evaluation."""
     vectors: Literal["float32", "float16", "int8"] = "float32"
     """Form in which the online store keeps the vectors of spaces trained from now on."""
-    vectors: Literal["float32", "float16", "int8"] = "float32"
-    """Form in which the online store keeps the vectors of spaces trained from now on."""
     materialize: JobSettings = JobSettings()
     """How the batch job runs."""
     autoencoder: dict[str, Any] = Field(default_factory=dict)
