@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import urllib.error
 import urllib.request
@@ -13,6 +14,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from materialize.metrics import STAGES, RunMetrics
+from tests.architecture.modules import ROOT
 from tests.servers import free_port
 
 VIEW = "user_embedding_s1"
@@ -102,6 +104,14 @@ def test_a_failure_is_shown() -> None:
     samples = _now(metrics)
     assert samples["palate_run_failed",] == 1
     assert ("palate_run_last_success_timestamp_seconds",) not in samples
+
+
+def test_the_guide_and_its_alerts_name_metrics_that_exist() -> None:
+    guide = (ROOT / "docs" / "guides" / "monitoring.md").read_text(encoding="utf-8")
+    metrics = _run()
+    metrics.finished("committed")
+    shown = {name for name, *_ in _now(metrics)}
+    assert set(re.findall(r"palate_run_\w+", guide)) == shown
 
 
 def test_unknown_outcome_and_stage_are_refused() -> None:
