@@ -10,7 +10,6 @@ from typing import Literal
 
 import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from encoder.errors import DataFault
 from transforms.engine import quoted
@@ -23,6 +22,9 @@ CreatedFilter = Literal["off", "pushed", "all"]
 _ROW = "file_index::BIGINT * 1099511627776 + file_row_number AS rid"  # 2**40 rows a file
 _UNKNOWN = -(2**62)
 """Created timestamp of a row that has none: every known one is newer."""
+_PAIRED = 16
+"""With no more late entity rows than this a key, each is compared with the key's whole history:
+that takes at most as many comparisons a history row, and no sort."""
 
 
 @dataclass(frozen=True)
@@ -88,19 +90,20 @@ def join(
 
     Notes
     -----
-    The match reads keys and event times alone; the fields are read once, for the rows that
-    matched. The match finds the newest event; where that was created after the entity row's
-    moment, those entity rows alone are matched again, exactly. Rows that share an event time show
-    in what comes back; then, and only then, all rows are matched exactly, by `_exact`.
+    The match reads keys and times alone; the fields are read once, for the rows that matched. The
+    match finds the newest event; where that was created after the entity row's moment, those entity
+    rows alone are matched again. Rows that share an event time show in the number of rows that come
+    back; then, and only then, all rows are matched exactly, by `_exact`.
     """
     _check_columns(history)
     db.register("spine", spine)
-    keys = list(history.keys)
-    equal = " AND ".join(f"m.k{i} = h.k{i}" for i in range(len(keys) or 1))
+    equal = " AND ".join(f"m.k{i} = h.k{i}" for i in range(len(history.keys) or 1))
     fields = [f"{name(source)} AS f{i}" for i, source in enumerate(history.fields.values())]
-    wanted = "".join(f", h.f{i}" for i in range(len(fields)))
+    wanted = ", ".join(f"h.f{i}" for i in range(len(fields)))
     rows = _rows(history, created)
-    filtered = created != "off" and history.created is not None
+    # Without a file whose created times count, every row is known from its event time on.
+    filtered = {"off": False, "pushed": history.exempt < len(history.files), "all": True}[created]
+    filtered = filtered and history.created is not None
 
     known = ["known"] if filtered else []
     db.execute(
@@ -113,30 +116,41 @@ def join(
     if history.ttl_us:
         db.execute(f"UPDATE matched SET ts = NULL WHERE moment - ts > {history.ttl_us}")
     table = db.sql(
-        f"SELECT coalesce(m.ts IS NULL OR h.known <= m.moment, false) AS fine{wanted} "
-        f"FROM matched m LEFT JOIN ({rows.select('ts', 'known', *fields)}) h "
+        f"SELECT {wanted} FROM matched m LEFT JOIN ({rows.select('ts', *fields)}) h "
         f"ON {equal} AND m.ts = h.ts ORDER BY m.row"
     ).to_arrow_table()
-    if table.num_rows != spine.num_rows or not pc.all(table.column("fine"), min_count=0).as_py():
+    if table.num_rows != spine.num_rows:  # more: no entity row is lost by a left join
         del table
         fresh = f"newest.ts >= moment - {history.ttl_us}" if history.ttl_us else "true"
         newest = "max({'ts': ts, 'cr': cr, 'rid': rid})"
         table = db.sql(
             f"WITH best AS ({_exact(rows, equal, 'matched', newest, 'ts', 'cr', 'rid')}), "
             f"m AS (SELECT row, CASE WHEN {fresh} THEN newest.rid END AS rid FROM best) "
-            f"SELECT true AS fine{wanted} FROM m LEFT JOIN ({rows.select('rid', *fields)}) h "
+            f"SELECT {wanted} FROM m LEFT JOIN ({rows.select('rid', *fields)}) h "
             "ON m.rid = h.rid ORDER BY m.row"
         ).to_arrow_table()
-    return table.drop_columns("fine").rename_columns(list(history.fields))
+    return table.rename_columns(list(history.fields))
 
 
 def _look_further_back(db: duckdb.DuckDBPyConnection, rows: _Rows, equal: str) -> None:
     """Give the entity rows whose newest event was created too late the newest one that was not."""
-    late = "ts IS NOT NULL AND coalesce(known > moment, true)"
-    if db.sql(f"SELECT count(*) FROM matched WHERE {late}").fetchall()[0][0] == 0:
+    db.execute(
+        "CREATE OR REPLACE TEMP TABLE late AS SELECT * FROM matched "
+        "WHERE ts IS NOT NULL AND coalesce(known > moment, true)"
+    )
+    most = db.sql(
+        f"SELECT max(n) FROM (SELECT count(*) AS n FROM late GROUP BY {rows.key_names})"
+    ).fetchall()[0][0]
+    if most is None:
         return
-    db.execute(f"CREATE OR REPLACE TEMP TABLE late AS SELECT * FROM matched WHERE {late}")
-    best = _exact(rows, equal, "late", "max(ts)", "ts")
+    if most <= _PAIRED:
+        best = (
+            "SELECT l.row, p.newest FROM late l LEFT JOIN (SELECT m.row, max(h.ts) AS newest "
+            f"FROM late m JOIN ({rows.select('ts', 'known')}) h ON {equal} "
+            "AND h.known <= m.moment GROUP BY m.row) p ON l.row = p.row"
+        )
+    else:
+        best = _exact(rows, equal, "late", "max(ts)", "ts")
     db.execute(f"UPDATE matched SET ts = newest FROM ({best}) best WHERE matched.row = best.row")
 
 

@@ -49,8 +49,12 @@ FEAST_ON_LOAD = {
     "materialize/engine.py",
     "materialize/stores/base.py",
     "materialize/stores/parquet.py",
+    "materialize/stores/parquet_files.py",
+    "materialize/stores/parquet_job.py",
+    "materialize/stores/parquet_settings.py",
     "materialize/stores/postgres.py",
     "materialize/stores/redis.py",
+    "materialize/stores/retrieval.py",
     "materialize/stores/sqlite.py",
 }
 

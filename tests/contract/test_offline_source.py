@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 
 from encoder.errors import DataFault, TransientError
 from materialize.compaction import compact
+from materialize.stores import pit
 from materialize.stores.append import Manifest, append_rows, live_files, locked, reading
 
 if TYPE_CHECKING:
@@ -192,15 +194,25 @@ _histories = st.lists(
 _asked = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9)), min_size=1, max_size=8)
 
 
-@given(history=_histories, asked=_asked, ttl=st.sampled_from([0, 2]), strict=st.booleans())
+@given(
+    history=_histories,
+    asked=_asked,
+    ttl=st.sampled_from([0, 2]),
+    strict=st.booleans(),
+    paired=st.sampled_from([0, 16]),
+)
 def test_each_entity_row_gets_what_a_row_by_row_search_finds(
     repository: Repository,
     history: list[tuple[int, int, int]],
     asked: list[tuple[int, int]],
     ttl: int,
     strict: bool,
+    paired: int,
 ) -> None:
-    """Values, kept rows, duplicates, ttl, ties and the created filter, for any small history."""
+    """Values, kept rows, duplicates, ttl, ties and the created filter, for any small history.
+
+    ``paired`` chooses between our two ways of looking further back, by the number of rows.
+    """
     name = f"any_{ttl}"
     if not (repository.root / name).exists():
         repository.view(name, ttl=ttl * HOUR)
@@ -208,7 +220,10 @@ def test_each_entity_row_gets_what_a_row_by_row_search_finds(
     half = len(rows) // 2
     repository.write(name, rows[: half or 1], "a")
     repository.write(name, rows[half or 1 :], "b")
-    frame = repository.ask(entity_rows(asked), f"{name}:value", filter_by_created_timestamp=strict)
+    with mock.patch.object(pit, "_PAIRED", paired):
+        frame = repository.ask(
+            entity_rows(asked), f"{name}:value", filter_by_created_timestamp=strict
+        )
     created = strict or repository.profile.created_filter_default
     found = values(frame)
     assert len(found) == len(asked), "no entity row is lost, none comes twice"
