@@ -117,7 +117,10 @@ def palate(repository: str, users: int) -> dict[str, Any]:
         seconds = time.perf_counter() - began
     assert report.outcome == "committed"
     assert report.online_rows == report.rows == users
-    return {"rows": report.rows, "seconds": seconds, "peak_mb": step.peak_memory_mb}
+    return {
+        **{"rows": report.rows, "seconds": seconds, "peak_mb": step.peak_memory_mb},
+        "stage_seconds": dict(report.stage_seconds),
+    }
 
 
 def same(repositories: list[Path], users: int) -> None:

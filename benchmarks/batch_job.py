@@ -100,6 +100,20 @@ def _growth(sizes: tuple[int, int], runs: Runs, big: Runs) -> list[Record]:
     ]
 
 
+def _workers(users: int, by_workers: dict[int, Runs]) -> list[Record]:
+    (first, alone), *others = by_workers.items()
+    return [
+        compare(
+            f"{users} users with {workers} workers",
+            rates(runs),
+            unit="rows/s",
+            baseline=(f"{first} worker(s)", rates(alone)),
+            seed=SEED,
+        )
+        for workers, runs in others
+    ]
+
+
 def main() -> None:
     """Measure, print and write the records."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -107,6 +121,7 @@ def main() -> None:
     parser.add_argument("--big", type=int, help="users of the memory run; default 5 times --users")
     parser.add_argument("--stock-users", type=int, default=100_000)
     parser.add_argument("--memory-limit-mb", type=int, default=512)
+    parser.add_argument("--workers", type=int, nargs="*", default=[1, 2, 3], help="to compare")
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
     users, few = given.users, min(given.users, given.stock_users)
@@ -114,6 +129,7 @@ def main() -> None:
     settings = {"memory_limit_mb": given.memory_limit_mb}
     runs: Runs = []
     stock_runs: Runs = []
+    by_workers: dict[int, Runs] = {workers: [] for workers in given.workers}
     with jobs() as jobs_:
         for _ in range(given.repeats):
             palate, result = jobs_.run(PALATE, "palate", users, settings)
@@ -121,6 +137,9 @@ def main() -> None:
             plain, result = jobs_.run(STOCK, "stock", few, {})
             stock_runs.append(result)
             same([palate, plain], few)
+            for workers, known in by_workers.items():
+                several = settings | {"materialize": {"workers": workers}}
+                known.append(jobs_.run(PALATE, "palate", users, several)[1])
         big_runs = [jobs_.run(PALATE, "palate", big, settings)[1]]
     write_results(
         "batch_job",
@@ -129,6 +148,7 @@ def main() -> None:
             _memory(users, runs, given.memory_limit_mb),
             _memory(big, big_runs, given.memory_limit_mb),
             *_growth((users, big), runs, big_runs),
+            *(_workers(users, by_workers) if by_workers else []),
         ],
     )
 
