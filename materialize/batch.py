@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from encoder.schema import FeatureSchema
 from materialize.config import RepoSettings
 from materialize.ledger import Ledger, Space
-from materialize.partition import PartitionDone
 from materialize.source import RawSource, RawView, applied_view, resolve_views
 from materialize.view_run import RunReport, ViewRun
 from transforms.names import stored_view
@@ -33,7 +31,6 @@ def materialize_space(
     force: bool = False,
     dry_run: bool = False,
     progress: bool = True,
-    observe: Callable[[PartitionDone], None] | None = None,
 ) -> RunReport:
     """Materialise one space over ``[start, end)``.
 
@@ -59,8 +56,6 @@ def materialize_space(
         Count rows and return the plan; writes nothing.
     progress : bool
         Show bars on stderr.
-    observe : callable, optional
-        Hears of each partition that is done, for metrics.
 
     Returns
     -------
@@ -98,7 +93,7 @@ def materialize_space(
     run = ViewRun(store, settings, ledger, name, source, what, space=space, online=not from_history)
     if dry_run:
         return run.plan()
-    return run.execute(force=force, progress=progress, observe=observe)
+    return run.execute(force=force, progress=progress)
 
 
 def materialize_view(
@@ -112,7 +107,6 @@ def materialize_view(
     force: bool = False,
     dry_run: bool = False,
     progress: bool = True,
-    observe: Callable[[PartitionDone], None] | None = None,
 ) -> RunReport:
     """Write the newest rows of a stored raw view online, as the on-demand views need them.
 
@@ -133,8 +127,6 @@ def materialize_view(
     dry_run : bool
         Count rows and return the plan; writes nothing.
     progress : bool
-    observe : callable, optional
-        Hears of each partition that is done, for metrics.
 
     Returns
     -------
@@ -154,7 +146,7 @@ def materialize_view(
     run = ViewRun(store, settings, ledger, name, source, name)
     if dry_run:
         return run.plan()
-    return run.execute(force=force, progress=progress, observe=observe)
+    return run.execute(force=force, progress=progress)
 
 
 def open_source(

@@ -6,7 +6,6 @@ Heavy modules are imported inside the commands, so that ``palate --help`` answer
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import sys
 from datetime import datetime, timezone
@@ -15,23 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from materialize.cli_compact import compact_command
+from materialize.cli_options import DRY_RUN, QUIET, REPO, SPACE, print_json
+
 if TYPE_CHECKING:
     from materialize.context import Context
 
 __all__ = ["main"]
-
-_REPO = click.option(
-    "--repo",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    default=Path(),
-    envvar="PALATE_REPO",
-    show_default="current folder",
-    help="Feature repository (holds palate.yaml).",
-)
-_SPACE = click.option("--space", type=int, show_default="newest", help="Number of the space.")
-_DRY_RUN = click.option("--dry-run", is_flag=True, help="Print the plan; write nothing.")
-_QUIET = click.option("--quiet", is_flag=True, help="No progress bars.")
-
 
 _TRAINING_ONLY = {"jinja2", "onnx", "onnxscript", "plotly", "torch"}
 
@@ -99,9 +88,9 @@ def data() -> None:
 
 
 @data.command()
-@_REPO
-@_DRY_RUN
-@_QUIET
+@REPO
+@DRY_RUN
+@QUIET
 def validate(repo: Path, dry_run: bool, quiet: bool) -> None:
     """Check events, users and items; keep the good rows, set the faulty ones aside."""
     from materialize.config import load_settings
@@ -124,7 +113,7 @@ def validate(repo: Path, dry_run: bool, quiet: bool) -> None:
     "--to", type=click.Path(path_type=Path), default=Path("raw"), show_default=True, help="Folder."
 )
 @click.option("--url", help="Mirror to use instead of the official address.")
-@_QUIET
+@QUIET
 def fetch(name: str, to: Path, url: str | None, quiet: bool) -> None:
     """Download the public data set NAME from its official address."""
     from materialize.fetch import KNOWN
@@ -141,9 +130,9 @@ def features() -> None:
 
 
 @features.command()
-@_REPO
-@_DRY_RUN
-@_QUIET
+@REPO
+@DRY_RUN
+@QUIET
 def build(repo: Path, dry_run: bool, quiet: bool) -> None:
     """Fit item vectors, then build the raw feature views' Parquet; goes on where it stopped."""
     from materialize.config import load_settings
@@ -160,13 +149,13 @@ def build(repo: Path, dry_run: bool, quiet: bool) -> None:
         progress=not quiet,
         dry_run=dry_run,
     )
-    _print(report.to_dict())
+    print_json(report.to_dict())
 
 
 @main.command()
-@_REPO
+@REPO
 @click.option("--no-resume", is_flag=True, help="Start over instead of using a checkpoint.")
-@_QUIET
+@QUIET
 def train(repo: Path, no_resume: bool, quiet: bool) -> None:
     """Train an encoder on everything before the cut-off and register it as a new space."""
     from materialize.train import train_space
@@ -180,7 +169,7 @@ def train(repo: Path, no_resume: bool, quiet: bool) -> None:
         progress=not quiet,
     )
     last = report.history[-1]
-    _print(
+    print_json(
         {
             "space": report.space.number,
             "encoder_version": report.space.encoder_version,
@@ -194,8 +183,8 @@ def train(repo: Path, no_resume: bool, quiet: bool) -> None:
 
 
 @main.command()
-@_REPO
-@_SPACE
+@REPO
+@SPACE
 @click.option("--start", type=click.DateTime(), help="UTC, inclusive; default: all users.")
 @click.option("--end", type=click.DateTime(), help="UTC, exclusive; default: now.")
 @click.option(
@@ -203,8 +192,14 @@ def train(repo: Path, no_resume: bool, quiet: bool) -> None:
 )
 @click.option("--raw/--no-raw", default=True, show_default=True, help="Raw views online, too.")
 @click.option("--force", is_flag=True, help="Write again what was committed before.")
-@_DRY_RUN
-@_QUIET
+@click.option("--engine", type=click.Choice(["local", "ray"]), help="Default: palate.yaml's.")
+@click.option("--workers", type=click.IntRange(1), help="Partitions at the same time.")
+@click.option(
+    "--online-rows-per-second", type=click.FloatRange(0, min_open=True), help="Upper bound."
+)
+@click.option("--metrics-port", type=click.IntRange(0, 65_535), help="Answer Prometheus meanwhile.")
+@DRY_RUN
+@QUIET
 def materialize(
     repo: Path,
     space: int | None,
@@ -215,48 +210,33 @@ def materialize(
     force: bool,
     dry_run: bool,
     quiet: bool,
+    **job: Any,
 ) -> None:
-    """Encode users and write their embeddings offline and online."""
+    """Encode users and write their embeddings offline and online.
+
+    Options that are not given are taken from the section "materialize" of palate.yaml.
+    """
     from dataclasses import asdict
 
     from materialize.batch import materialize_space, materialize_view
 
     context = _context(repo)
     chosen = context.ledger.space(space)
+    where = (context.store, context.settings.with_job(**job), context.ledger)
     until = _utc(end) or datetime.now(timezone.utc)
-    raw_rows = {}
-    if raw and not from_history and not dry_run:
-        raw_rows = {
-            view: materialize_view(
-                context.store,
-                context.settings,
-                context.ledger,
-                view,
-                start=_utc(start),
-                end=until,
-                force=force,
-                progress=not quiet,
-            )
-            for view in chosen.facts["raw_views"]
-        }
-    report = materialize_space(
-        context.store,
-        context.settings,
-        context.ledger,
-        chosen,
-        start=_utc(start),
-        end=until,
-        from_history=from_history,
-        force=force,
-        dry_run=dry_run,
-        progress=not quiet,
-    )
-    _print(asdict(report) | {"raw_rows_online": raw_rows})
+    how: dict[str, Any] = {"start": _utc(start), "end": until, "force": force, "dry_run": dry_run}
+    views = [] if from_history or not raw else chosen.facts["raw_views"]
+    raw_views = [asdict(materialize_view(*where, v, **how, progress=not quiet)) for v in views]
+    report = materialize_space(*where, chosen, **how, from_history=from_history, progress=not quiet)
+    print_json(asdict(report) | {"raw_views": raw_views})
+
+
+main.add_command(compact_command)
 
 
 @main.command()
-@_REPO
-@_SPACE
+@REPO
+@SPACE
 def evaluate(repo: Path, space: int | None) -> None:
     """Judge a space with a linear probe on a point-in-time training set."""
     from materialize.evaluate.job import evaluate_space
@@ -267,13 +247,13 @@ def evaluate(repo: Path, space: int | None) -> None:
     evaluation = evaluate_space(context.store, context.settings, chosen)
     probe = evaluation.probe.to_dict()
     path = save_evaluation(context.settings, chosen, probe)
-    _print(probe["groups"])
+    print_json(probe["groups"])
     click.echo(f"Written to {path}", err=True)
 
 
 @main.command()
-@_REPO
-@_SPACE
+@REPO
+@SPACE
 @click.option("--output", type=click.Path(path_type=Path), default=Path("report.html"))
 def report(repo: Path, space: int | None, output: Path) -> None:
     """Write a self-contained HTML report of a space."""
@@ -289,7 +269,7 @@ def spaces() -> None:
 
 
 @spaces.command("list")
-@_REPO
+@REPO
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_spaces(repo: Path, as_json: bool) -> None:
     """List all spaces, oldest first."""
@@ -297,7 +277,7 @@ def list_spaces(repo: Path, as_json: bool) -> None:
 
     rows = [_space_row(space) for space in open_ledger(repo).spaces()]
     if as_json:
-        _print(rows)
+        print_json(rows)
         return
     click.echo(f"{'space':>5}  {'encoder':<12}  {'state':<8}  {'created':<20}  data set")
     for row in rows:
@@ -308,7 +288,7 @@ def list_spaces(repo: Path, as_json: bool) -> None:
 
 
 @spaces.command("show")
-@_REPO
+@REPO
 @click.argument("number", type=int)
 def show_space(repo: Path, number: int) -> None:
     """Print what is known of space NUMBER and its runs, as JSON."""
@@ -318,12 +298,12 @@ def show_space(repo: Path, number: int) -> None:
 
     ledger = open_ledger(repo)
     row = _space_row(ledger.space(number))
-    _print(row | {"runs": [asdict(run) for run in ledger.runs(number)]})
+    print_json(row | {"runs": [asdict(run) for run in ledger.runs(number)]})
 
 
 @spaces.command("compare")
-@_REPO
-@_SPACE
+@REPO
+@SPACE
 @click.option("--users", "n_users", type=int, default=200, show_default=True)
 @click.option("--limit", type=float, default=1e-5, show_default=True, help="Largest difference.")
 def compare(repo: Path, space: int | None, n_users: int, limit: float) -> None:
@@ -334,13 +314,13 @@ def compare(repo: Path, space: int | None, n_users: int, limit: float) -> None:
     number = context.ledger.space(space).number
     users = sample_users(context.settings, number, n_users)
     comparison = compare_views(context.store, number, users)
-    _print(comparison.to_dict())
+    print_json(comparison.to_dict())
     if not comparison.agrees(limit):
         sys.exit(3)
 
 
 @main.command()
-@_REPO
+@REPO
 def doctor(repo: Path) -> None:
     """Check the installation, the repository and the stores; say what to do about each fault."""
     from materialize.doctor import examine
@@ -394,7 +374,3 @@ def _space_row(space: Any) -> dict[str, Any]:
         "artifact_url": space.artifact_url,
         "facts": dict(space.facts),
     }
-
-
-def _print(value: object) -> None:
-    click.echo(json.dumps(value, indent=2, default=str))

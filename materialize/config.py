@@ -31,6 +31,11 @@ class JobSettings(BaseModel):
     """Users of a partition: what is done again when a run is killed, and what a worker holds."""
     online_rows_per_second: float | None = Field(default=None, gt=0)
     """Upper bound of all workers together; None: as fast as the online store takes them."""
+    metrics_port: int = Field(default=0, ge=0, le=65_535)
+    """Port on which a run answers Prometheus while it lasts; 0: none."""
+    metrics_folder: str | None = None
+    """Folder of node_exporter's textfile collector, from the repository's folder; a run leaves its
+    metrics there when it ends."""
 
 
 class _File(BaseModel):
@@ -111,6 +116,12 @@ class RepoSettings:
     def offline_dir(self) -> Path:
         """Folder of the embedding views' Parquet, one sub-folder a view."""
         return self.data_dir / "offline"
+
+    @property
+    def metrics_folder(self) -> Path | None:
+        """Absolute folder of metrics files."""
+        folder = self.file.materialize.metrics_folder
+        return None if folder is None else (self.repo / folder).resolve()
 
     @property
     def ledger_url(self) -> str:

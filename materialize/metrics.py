@@ -85,6 +85,12 @@ class RunMetrics(Collector):
         with self._lock:
             self._stage_seconds[stage] += seconds
 
+    @property
+    def stage_seconds(self) -> dict[str, float]:
+        """Seconds so far by stage."""
+        with self._lock:
+            return dict(self._stage_seconds)
+
     def partition_done(
         self, rows: int, online_rows: int, stale: int, seconds: Mapping[str, float]
     ) -> None:

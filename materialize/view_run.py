@@ -9,7 +9,8 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -22,7 +23,8 @@ from encoder.errors import LedgerConflict, VerificationFailed
 from materialize.config import RepoSettings
 from materialize.exchange import Exchange
 from materialize.ledger import Ledger, Run, Space
-from materialize.partition import PartitionDone, PartitionTask, partition_numbers
+from materialize.metrics import RunMetrics
+from materialize.partition import PartitionTask, partition_numbers
 from materialize.source import RawSource
 from materialize.stores.append import locked
 from materialize.verify import verify_count, verify_online
@@ -55,7 +57,7 @@ class RunReport:
     seconds : float
         Of this call; earlier attempts of the run are not in it.
     stage_seconds : dict of str to float
-        Seconds of all workers together, by stage: ``read``, ``encode``, ``offline``, ``online``.
+        Seconds of all workers together, by `materialize.metrics.STAGES`.
     """
 
     run_id: str
@@ -114,13 +116,7 @@ class ViewRun:
         rows = self._source.count()
         return self._report("planned", {"rows": rows}, self._partitions(rows))
 
-    def execute(
-        self,
-        *,
-        force: bool = False,
-        progress: bool = True,
-        observe: Callable[[PartitionDone], None] | None = None,
-    ) -> RunReport:
+    def execute(self, *, force: bool = False, progress: bool = True) -> RunReport:
         """Begin the run, resume it, or find it committed.
 
         Parameters
@@ -129,8 +125,6 @@ class ViewRun:
             Write also when the run is committed.
         progress : bool
             Show bars on stderr.
-        observe : callable, optional
-            Hears of each partition that is done.
 
         Raises
         ------
@@ -152,44 +146,37 @@ class ViewRun:
         since = run.plan["created_since"]
         self._source.created_since = None if since is None else datetime.fromisoformat(since)
         staging = self._staging(self.run_id)
-        seconds: dict[str, float] = {}
-
-        def heard(done: PartitionDone) -> None:
-            for stage, spent in done.seconds.items():
-                seconds[stage] = seconds.get(stage, 0.0) + spent
-            if observe is not None:
-                observe(done)
-
-        with _alone(staging, self.run_id), self._recorded():
-            counts = self._write(run, staging, progress=progress, heard=heard)
+        with _alone(staging, self.run_id), self._recorded(), self._measured() as metrics:
+            counts = self._write(run, staging, metrics, progress=progress)
             self._ledger.commit_run(self.run_id, counts)
             shutil.rmtree(staging)
         self._drop_abandoned(run)
-        spent = round(time.perf_counter() - began, 3)
-        return self._report("committed", counts, partitions, seconds=spent, stages=seconds)
+        return self._report(
+            "committed",
+            counts,
+            partitions,
+            seconds=round(time.perf_counter() - began, 3),
+            stages=metrics.stage_seconds,
+        )
 
     def _write(
-        self,
-        run: Run,
-        staging: Path,
-        *,
-        progress: bool,
-        heard: Callable[[PartitionDone], None],
+        self, run: Run, staging: Path, metrics: RunMetrics, *, progress: bool
     ) -> dict[str, int]:
         published = self._settings.offline_dir / self._view / f"run-{self.run_id}"
-        encoded = staging / "encoded"
+        folder, exchange = published, None
         if published.exists():  # everything is encoded; the online store or the ledger lacks it
-            folder, exchange = published, None
             numbers = partition_numbers(published)
         else:
-            folder = encoded
+            folder = staging / "encoded"
             exchange = Exchange(
                 self._source,
                 staging / "raw",
                 int(run.plan["partitions"]),
                 self._settings.file.materialize.workers,
             )
+            began = time.perf_counter()
             exchange.build(progress=progress)
+            metrics.spent("exchange", time.perf_counter() - began)
             numbers = list(range(exchange.partitions))
         task = PartitionTask(
             self.run_id,
@@ -200,7 +187,7 @@ class ViewRun:
             folder,
             self._online,
         )
-        counts = self._do_partitions(task, numbers, run, progress=progress, heard=heard)
+        counts = self._do_partitions(task, numbers, run, metrics, progress=progress)
         if self._space is not None:
             folder.mkdir(parents=True, exist_ok=True)  # a run without rows is published, too
             verify_count(folder, int(run.plan["rows"]))
@@ -216,23 +203,19 @@ class ViewRun:
         task: PartitionTask,
         numbers: list[int],
         run: Run,
+        metrics: RunMetrics,
         *,
         progress: bool,
-        heard: Callable[[PartitionDone], None],
     ) -> dict[str, int]:
         """Do the partitions that no earlier attempt has done; return counts of all."""
-        counts = {"rows": 0, "online_rows": 0, "stale_rows": 0}
-
-        def add(more: Mapping[str, int]) -> None:
-            for name in counts:
-                counts[name] += more[name]
-
         known = self._ledger.partitions_done(self.run_id)
-        for done in known.values():
-            add(done)
         todo = [number for number in numbers if number not in known]
         if known:
             _log.info("run %s resumes: %s partitions are done", self.run_id, len(known))
+        counts = Counter({"rows": 0, "online_rows": 0, "stale_rows": 0})
+        for earlier in known.values():
+            counts.update(earlier)
+        metrics.set_total(int(run.plan["rows"]), len(numbers), len(known))
         with tqdm(
             total=int(run.plan["rows"]),
             initial=counts["rows"],
@@ -242,10 +225,13 @@ class ViewRun:
             disable=not progress,
         ) as bar:
             for part in run_partitions(task, todo, self._store, self._settings, self._ledger):
-                add(part.counts)
+                counts.update(part.counts)
                 bar.update(part.rows)
-                heard(part)
-        return counts
+                offline_rows = 0 if task.space is None else part.rows
+                metrics.partition_done(
+                    offline_rows, part.online_rows, part.stale_rows, part.seconds
+                )
+        return dict(counts)
 
     def _partitions(self, rows: int) -> int:
         return max(1, -(-rows // self._settings.file.materialize.rows_per_partition))
@@ -265,6 +251,20 @@ class ViewRun:
 
     def _staging(self, run_id: str) -> Path:
         return self._settings.offline_dir / "_staging" / run_id
+
+    @contextmanager
+    def _measured(self) -> Iterator[RunMetrics]:
+        """Answer Prometheus meanwhile, and leave the metrics in a file, as the settings say."""
+        metrics = RunMetrics(self._view, self.run_id)
+        outcome = "failed"
+        try:
+            with metrics.serve(self._settings.file.materialize.metrics_port):
+                yield metrics
+            outcome = "committed"
+        finally:
+            metrics.finished(outcome)
+            if self._settings.metrics_folder is not None:
+                metrics.write_textfile(self._settings.metrics_folder)
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Partitions of a run on several workers of this machine."""
+"""Partitions of a run on several workers: threads of this process, or Ray."""
 
 from __future__ import annotations
 
@@ -32,6 +32,10 @@ def run_partitions(
         What the first partition that failed raised; partitions under way are finished, and those
         that have not begun are left for the next attempt.
     """
+    if settings.file.materialize.engine == "ray":
+        from materialize.ray_engine import on_ray
+
+        return on_ray(task, numbers, settings)
     return _on_threads(task, numbers, store, settings, ledger)
 
 

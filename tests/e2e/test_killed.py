@@ -61,18 +61,14 @@ def steps_done() -> list[str]:
 
 
 STEPS = {
-    "encoding": ("materialize.batch", "encode_rows", "1", "after"),
-    "a partition is written": ("materialize.batch", "os.replace", "1", "before"),
-    "publishing": ("materialize.batch", "os.replace", "2", "before"),
-    "published": ("materialize.batch", "os.replace", "2", "after"),
-    "offline rows are verified": ("materialize.batch", "verify_offline", "1", "after"),
-    "online rows are written": (
-        "materialize.stores.base",
-        "AtomicOnlineStore.write_arrow",
-        "1",
-        "after",
-    ),
-    "online rows are verified": ("materialize.batch", "verify_online", "1", "after"),
+    "encoding": ("materialize.partition", "encode_rows", "1", "after"),
+    "a partition is encoded": ("os", "replace", "1", "before"),
+    "a partition is offline": ("os", "replace", "1", "after"),
+    "a partition is online": ("materialize.online", "OnlineWriter.write", "1", "after"),
+    "a partition is recorded": ("materialize.ledger", "Ledger.partition_done", "1", "after"),
+    "offline rows are counted": ("materialize.view_run", "verify_count", "1", "after"),
+    "online rows are verified": ("materialize.view_run", "verify_online", "1", "after"),
+    "published": ("os", "replace", "2", "after"),
     "the ledger commits": ("materialize.ledger", "Ledger.commit_run", "1", "before"),
 }
 

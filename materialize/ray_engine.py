@@ -1,0 +1,110 @@
+"""Partitions of a run on Ray Data: the same work as on threads, on as many machines as there are.
+
+Workers share the stores, the ledger and the folders of data and artifacts, which every machine must
+see under the same path. A worker that dies loses nothing: Ray gives its partition to another one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from encoder import errors
+from encoder.errors import DataFault, EmbeddingError
+from materialize.config import JobSettings, RepoSettings
+from materialize.context import Context
+from materialize.partition import PartitionDone, PartitionTask, PartitionWorker, Throttle
+
+__all__ = ["on_ray"]
+
+_log = logging.getLogger(__name__)
+
+
+class _RayWorker:
+    """A `PartitionWorker` in a process of its own, with its own stores and ledger."""
+
+    def __init__(self, task: PartitionTask, repo: Path, rows_per_second: float | None) -> None:
+        context = Context(repo)
+        throttle = Throttle(rows_per_second)
+        self._work = PartitionWorker(task, context.store, context.ledger, throttle)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Do one partition; a fault of the data is an answer, so that Ray does not repeat it."""
+        try:
+            done = self._work(int(row["number"]))
+        except EmbeddingError as exc:
+            return {"fault": type(exc).__name__, "message": str(exc), **_column(exc)}
+        return {"fault": "", **asdict(done)}
+
+
+def on_ray(
+    task: PartitionTask, numbers: Sequence[int], settings: RepoSettings
+) -> Iterator[PartitionDone]:
+    """Do partitions on the Ray cluster that ``RAY_ADDRESS`` names, or on one started here.
+
+    Raises
+    ------
+    DataFault
+        Ray is not installed.
+    EmbeddingError
+        What the first partition that failed raised.
+    """
+    try:
+        import ray.data
+    except ModuleNotFoundError as exc:
+        raise DataFault(
+            "engine 'ray' needs Ray Data. Install it with pip install 'palate[ray]', or use the "
+            "engine 'local'."
+        ) from exc
+    if not numbers:
+        return
+    job = settings.file.materialize
+    started = _connect(job)
+    try:
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False  # the run has its own
+        partitions = ray.data.from_items(
+            [{"number": number} for number in numbers], override_num_blocks=len(numbers)
+        )
+        rate = job.online_rows_per_second
+        rows = partitions.map(
+            _RayWorker,  # type: ignore[arg-type]  # Ray makes one a process and calls that
+            fn_constructor_args=(task, settings.repo, rate and rate / job.workers),
+            concurrency=job.workers,
+        )
+        for row in rows.iter_rows():
+            yield _done(row)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _connect(job: JobSettings) -> bool:
+    """Join a Ray cluster, or start one here; return whether it is ours to stop."""
+    import ray
+
+    if ray.is_initialized():
+        return False
+    address = os.environ.get("RAY_ADDRESS")
+    here: dict[str, Any] = {} if address else {"num_cpus": job.workers, "include_dashboard": False}
+    ray.init(log_to_driver=False, configure_logging=False, **here)
+    _log.info("ray: %s", address or f"started here with {job.workers} workers")
+    return True
+
+
+def _done(row: dict[str, Any]) -> PartitionDone:
+    if row["fault"]:
+        extra = {"column": row["column"]} if row.get("column") else {}
+        raise getattr(errors, row["fault"])(row["message"], **extra)
+    known = {field.name: row[field.name] for field in fields(PartitionDone)}
+    # Rows of one block share their columns: a stage that one did not need is None there.
+    known["seconds"] = {stage: spent for stage, spent in row["seconds"].items() if spent}
+    return PartitionDone(**known)
+
+
+def _column(fault: EmbeddingError) -> dict[str, str]:
+    return {"column": fault.column} if isinstance(fault, errors.MalformedInput) else {}
