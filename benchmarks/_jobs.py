@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -123,12 +123,16 @@ def palate(repository: str, users: int) -> dict[str, Any]:
     }
 
 
-def same(repositories: list[Path], users: int) -> None:
-    """Check that a sample of the first users is the same in all their stores, to 1e-5."""
+def same(repositories: Sequence[Path], users: int, emptied: Sequence[Path] = ()) -> None:
+    """Check that a sample of the first users is the same in all stores, to 1e-5.
+
+    Of ``emptied`` repositories only the offline store is read: others have used their Redis since.
+    """
     rng = np.random.default_rng(SEED)
     numbers = rng.choice(users, min(users, _SAMPLE), replace=False)
     sample = _job_repo.user_ids(numbers).tolist()
-    answers = [read(repository, sample) for repository in repositories for read in (_served, _kept)]
+    answers = [_served(repository, sample) for repository in repositories]
+    answers += [_kept(repository, sample) for repository in (*repositories, *emptied)]
     vectors, as_of = answers[0]
     assert vectors.shape == (len(sample), 120)
     for other, moments in answers[1:]:
