@@ -21,16 +21,21 @@ from materialize.stores.append import (
     MANIFEST,
     PUSHED,
     Manifest,
+    is_pushed,
     live_files,
     locked,
     sync,
     working_name,
 )
 
-__all__ = ["CompactionReport", "compact"]
+__all__ = ["BELOW_MB", "WAIT_SECONDS", "CompactionPlan", "CompactionReport", "compact", "plan"]
 
 logger = logging.getLogger(__name__)
 
+BELOW_MB = 64.0
+"""Pushed files of at least this size (MiB) are left alone, unless the caller says otherwise."""
+WAIT_SECONDS = 60.0
+"""How long to wait for readers, unless the caller says otherwise."""
 _LOCK = ".compaction.lock"
 _OUTPUT = f"{PUSHED}compacted-"
 _ROW_GROUP = 65_536
@@ -57,11 +62,51 @@ class CompactionReport:
     pending: bool
 
 
+@dataclass(frozen=True)
+class CompactionPlan:
+    """What a call would do.
+
+    Attributes
+    ----------
+    files : int
+        Small pushed files that would become one; 0 when there is at most one.
+    rows, size_bytes : int
+        Of these files together.
+    unfinished : bool
+        An earlier compaction is decided; its old files would be removed first.
+    """
+
+    files: int
+    rows: int
+    size_bytes: int
+    unfinished: bool
+
+
+def plan(folder: str | Path, *, below_mb: float = BELOW_MB) -> CompactionPlan:
+    """Return what `compact` would do; writes nothing and takes the readers' lock alone.
+
+    Raises
+    ------
+    DataFault
+        There is no such folder.
+    """
+    root = _folder(folder)
+    with locked(root, fcntl.LOCK_SH):
+        small = _small_files(root, below_mb)
+        metadata = [pq.read_metadata(path) for path in small]
+        return CompactionPlan(
+            len(small),
+            sum(one.num_rows for one in metadata),
+            sum(path.stat().st_size for path in small),
+            Manifest.read(root) is not None,
+        )
+
+
 def compact(
     folder: str | Path,
     *,
-    below_mb: float = 64.0,
-    wait_seconds: float = 60.0,
+    below_mb: float = BELOW_MB,
+    wait_seconds: float = WAIT_SECONDS,
     progress: bool = False,
 ) -> CompactionReport:
     """Merge a view's small pushed files into one; every row stays, equal rows included.
@@ -94,30 +139,45 @@ def compact(
     manifest. A kill before the manifest leaves only a hidden file, which the next call removes; a
     kill after it leaves a state that readers understand and the next call finishes.
     """
-    root = Path(folder)
-    if not root.is_dir():
-        raise DataFault(f"{str(root)!r} is no folder. Name a feature view's folder of Parquet.")
+    root = _folder(folder)
     lock = root / _LOCK
     lock.touch()
     try:
         with locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            return _compact(root, int(below_mb * 2**20), wait_seconds, progress=progress)
+            return _compact(root, below_mb, wait_seconds, progress=progress)
     except BlockingIOError:
-        raise TransientError(f"Another compaction of {str(root)!r} is running.") from None
+        raise TransientError(
+            f"Another compaction of {str(root)!r} is running. Repeat when it has ended."
+        ) from None
 
 
-def _compact(root: Path, below: int, wait_seconds: float, *, progress: bool) -> CompactionReport:
+def _folder(folder: str | Path) -> Path:
+    root = Path(folder)
+    if not root.is_dir():
+        raise DataFault(f"{str(root)!r} is no folder. Name a feature view's folder of Parquet.")
+    return root
+
+
+def _small_files(root: Path, below_mb: float) -> list[Path]:
+    """Return the pushed files that would become one; none when there is nothing to merge."""
+    small = [
+        path
+        for path in live_files(root)
+        if path.parent == root and is_pushed(path) and path.stat().st_size < below_mb * 2**20
+    ]
+    return small if len(small) > 1 else []
+
+
+def _compact(
+    root: Path, below_mb: float, wait_seconds: float, *, progress: bool
+) -> CompactionReport:
     began = time.perf_counter()
     if Manifest.read(root) is not None and not _finish(root, wait_seconds):
         return CompactionReport(0, 0, pending=True)
     for orphan in root.glob(working_name(f"{_OUTPUT}*.parquet")):
         orphan.unlink()  # of a killed compaction: nothing refers to it
-    small = [
-        path
-        for path in live_files(root)
-        if path.parent == root and path.name.startswith(PUSHED) and path.stat().st_size < below
-    ]
-    if len(small) < 2:
+    small = _small_files(root, below_mb)
+    if not small:
         return CompactionReport(0, 0, pending=False)
     output = f"{_OUTPUT}{uuid.uuid4().hex}.parquet"
     rows = _merge(small, root / working_name(output), progress=progress)

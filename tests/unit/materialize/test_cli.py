@@ -37,7 +37,7 @@ def _commands(group: click.Group, prefix: str = "") -> dict[str, click.Command]:
 STEPS = {
     "init", "data", "data validate", "data fetch", "features", "features build", "train",
     "materialize", "evaluate", "report", "spaces", "spaces list", "spaces show",
-    "spaces compare", "doctor", "demo",
+    "spaces compare", "compact", "doctor", "demo",
 }  # fmt: skip
 
 
