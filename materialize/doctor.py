@@ -16,7 +16,7 @@ from encoder.errors import DataFault, EmbeddingError
 from materialize.config import RepoSettings, load_settings
 from materialize.ledger import Ledger, Space
 from transforms.clean import CleanTables
-from transforms.names import USER_KEY, on_demand_view, stored_view
+from transforms.names import FLOAT32, USER_KEY, on_demand_view, stored_view, vector_form
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -143,4 +143,14 @@ def _online(store: FeatureStore, space: Space) -> Check:
         )
     except Exception as exc:  # noqa: BLE001  # as above
         return Check("FAIL", name, f"{type(exc).__name__}: {exc}", "Is the online store up?")
+    form = vector_form(space.facts)
+    if form != FLOAT32 and not hasattr(store._get_provider().online_store, "write_arrow"):
+        return Check(
+            "WARN",
+            name,
+            f"answers; it keeps float32 where the space asks for {form}, and hands out as bytes "
+            "what one of Palate's stores wrote before",
+            "Name one of Palate's online stores in feature_store.yaml (ADR 0015), or go on with "
+            "float32: palate materialize --force",
+        )
     return Check("ok", name, "answers")

@@ -60,8 +60,8 @@ def encode_rows(batch: pa.RecordBatch, space: Space, store_url: str) -> pa.Recor
 
     Raises
     ------
-    VerificationFailed
-        An embedding does not fit the space's form.
+    ValueError
+        An embedding does not fit the space's form (`materialize.stores.compact.round_trip`).
     """
     schema = load_encoder(store_url, space.encoder_version).preprocessor.schema
     raw = batch_from_arrow(
@@ -72,14 +72,7 @@ def encode_rows(batch: pa.RecordBatch, space: Space, store_url: str) -> pa.Recor
         user_column=USER_KEY,
     )
     encoded = encode(raw, space.encoder_version, store_url)
-    form = vector_form(space.facts)
-    try:
-        embedding = round_trip(encoded.embedding, form)
-    except ValueError as exc:
-        raise VerificationFailed(
-            f"Space {space.number} ({space.encoder_version}) stores {form} vectors: {exc} Train a "
-            "space with `vectors: float32`."
-        ) from exc
+    embedding = round_trip(encoded.embedding, vector_form(space.facts))
     n_rows = len(embedding)
     users = batch.column(USER_KEY)
     return pa.RecordBatch.from_arrays(

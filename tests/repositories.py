@@ -21,7 +21,7 @@ from materialize.template import template_folder
 from tests.encoders import LAYOUT, SCHEMA, tiny_artifact
 from tests.strategies import random_batch, to_table
 from transforms.layout import ACTIVITY, ONBOARDING, PROFILE, column
-from transforms.names import USER_KEY, stored_view
+from transforms.names import FLOAT32, USER_KEY, stored_view
 
 if TYPE_CHECKING:
     from feast import Entity, FeatureStore, FeatureView
@@ -52,10 +52,13 @@ def write_online(store: FeatureStore, view: str, batches: Iterable[pa.RecordBatc
     return rows
 
 
-def space_of(number: int, encoder_version: str, url: str = "") -> Space:
-    """Return a space as the ledger would."""
+def space_of(number: int, encoder_version: str, url: str = "", vectors: str | None = None) -> Space:
+    """Return a space as the ledger would; without ``vectors`` it has no such fact."""
     now = datetime(2026, 1, 1, tzinfo=timezone.utc)
-    return Space(number, encoder_version, url, "trained", now, {"raw_views": list(VIEWS)})
+    facts: dict[str, Any] = {"raw_views": list(VIEWS)}
+    if vectors is not None:
+        facts["vectors"] = vectors
+    return Space(number, encoder_version, url, "trained", now, facts)
 
 
 def raw_rows(
@@ -122,7 +125,13 @@ class TinyRepository:
         ArtifactStore(self.settings.artifacts_url).save(artifact)
         return artifact.encoder_version
 
-    def apply_space(self, number: int, encoder_version: str, artifacts: str | None = None) -> Space:
+    def apply_space(
+        self,
+        number: int,
+        encoder_version: str,
+        artifacts: str | None = None,
+        vectors: str = FLOAT32,
+    ) -> Space:
         """Declare and apply both views of a space."""
         from transforms.embedding_views import declare_on_demand_view, declare_stored_view
 
@@ -131,14 +140,18 @@ class TinyRepository:
         self.store.apply(
             [
                 declare_stored_view(
-                    self.user, space=number, encoder_version=encoder_version, folder=folder
+                    self.user,
+                    space=number,
+                    encoder_version=encoder_version,
+                    folder=folder,
+                    vectors=vectors,
                 ),
                 declare_on_demand_view(
                     self.raw_views, space=number, encoder_version=encoder_version, store=store
                 ),
             ]
         )
-        return space_of(number, encoder_version, store)
+        return space_of(number, encoder_version, store, vectors)
 
     def write_raw(self, table: pa.Table, *, offline: bool = False) -> None:
         """Write raw rows online, each user into the views it is in; ``offline``: as Parquet too."""

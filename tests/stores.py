@@ -38,6 +38,8 @@ class StoreProfile:
     """Of a row older than its view's ttl; its value is always handed out."""
     event_time_unit_us: int = 1
     """Resolution of the event time that is read back."""
+    reads_async: bool = True
+    """Feast gives the store asynchronous reads; else they raise NotImplementedError."""
     event_time_zone: str = "UTC"
     """``session``: the clock reading is UTC's, taken for the database session's time zone."""
 
@@ -66,7 +68,9 @@ _SETTINGS = {"redis": _redis, "sqlite": _sqlite, "postgres": _postgres}
 _STOCK = (
     # SQL: an unconditional upsert, the last writer wins. SQLite's adapter cuts event times to
     # whole seconds.
-    StoreProfile("stock-sqlite", "sqlite", "sqlite", None, event_time_unit_us=1_000_000),
+    StoreProfile(
+        "stock-sqlite", "sqlite", "sqlite", None, event_time_unit_us=1_000_000, reads_async=False
+    ),
     # PostgreSQL: event times go in without a zone, into a column with one.
     StoreProfile(
         "stock-postgres", "postgres", "postgres", "postgres_server", event_time_zone="session"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -61,11 +62,14 @@ def story(raw: Raw, tmp_path_factory: pytest.TempPathFactory) -> Story:
     return build_story(tmp_path_factory.mktemp("story") / "repo", raw, END)
 
 
-def build_story(repo: Path, raw: Raw, end: dt.datetime) -> Story:
-    """Take a new repository through the main job, materialised up to ``end``."""
+def build_story(repo: Path, raw: Raw, end: dt.datetime, **changes: Any) -> Story:
+    """Take a new repository through the main job, materialised up to ``end``.
+
+    ``changes`` are fields of palate.yaml.
+    """
     init_repository(repo, "simulated")
     config, dataset = repo / "palate.yaml", repo / "datasets" / "simulated.yaml"
-    config.write_text(config.read_text() + yaml.safe_dump(SMALL))
+    config.write_text(config.read_text() + yaml.safe_dump(SMALL | changes))
     dataset.write_text(dataset.read_text().replace("${PALATE_DATA}", str(raw.folder)))
     context = Context(repo)
     settings = context.settings

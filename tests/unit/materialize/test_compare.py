@@ -16,7 +16,7 @@ from materialize.compare import Comparison, compare_views, sample_users
 from materialize.embedding_rows import encode_rows, ensure_readable
 from materialize.ledger import Space
 from tests.repositories import TinyRepository, raw_rows, write_online
-from transforms.names import stored_view
+from transforms.names import USER_KEY, stored_view
 
 
 def _serve(
@@ -56,8 +56,34 @@ def test_a_difference_is_told_whatever_comes_after_it(
     tiny: TinyRepository, space: Space, value: float
 ) -> None:
     _serve(tiny, space, [5301, 5302], {"embedding": [value] * 8})
-    found = compare_views(tiny.store, 1, [5301, 5302]).max_abs_diff
-    assert math.isnan(found) if math.isnan(value) else found > 5.0
+    found = compare_views(tiny.store, 1, [5301, 5302])
+    for largest in (found.max_abs_diff, found.max_unexplained_diff):
+        assert math.isnan(largest) if math.isnan(value) else largest > 5.0
+    assert not found.agrees(1e-5)
+
+
+@pytest.mark.parametrize(("number", "form"), [(61, "int8"), (62, "float16")])
+def test_a_compact_form_explains_its_own_rounding_and_no_more(
+    tiny: TinyRepository, space: Space, number: int, form: str
+) -> None:
+    compact = tiny.apply_space(number, space.encoder_version, vectors=form)
+    users = [5601, 5602, 5603]
+    _serve(tiny, compact, users)
+    found = compare_views(tiny.store, number, users)
+    assert found.vectors == form
+    assert found.max_abs_diff > 1e-5  # honest: that far off, by the form
+    assert found.max_unexplained_diff <= 1e-6
+    assert found.agrees(1e-5)
+    # As far off once more, as if each vector had been rounded to half the levels.
+    view = f"{stored_view(number)}:embedding"
+    rows = tiny.store.get_online_features(
+        features=[view], entity_rows=[{USER_KEY: user} for user in users]
+    ).to_dict()
+    coarse = [x + 3 * found.max_abs_diff for x in rows["embedding"][0]]
+    _serve(tiny, compact, users, {"embedding": coarse})
+    again = compare_views(tiny.store, number, users)
+    assert again.max_unexplained_diff > found.max_abs_diff
+    assert not again.agrees(1e-5)
 
 
 def test_another_time_or_status_is_told(tiny: TinyRepository, space: Space) -> None:
@@ -89,8 +115,9 @@ def test_users_are_sampled_without_repetition_and_reproducibly(tiny: TinyReposit
     ("changed", "expected"),
     [
         ({}, True),
-        ({"max_abs_diff": 2e-5}, False),
-        ({"max_abs_diff": float("nan")}, False),
+        ({"max_unexplained_diff": 2e-5}, False),
+        ({"max_unexplained_diff": float("nan")}, False),
+        ({"max_abs_diff": 0.01, "vectors": "int8"}, True),
         ({"missing": 1}, False),
         ({"same_as_of": False}, False),
         ({"same_status": False}, False),
@@ -99,5 +126,13 @@ def test_users_are_sampled_without_repetition_and_reproducibly(tiny: TinyReposit
 def test_views_agree_only_when_nothing_at_all_differs(
     changed: dict[str, Any], expected: bool
 ) -> None:
-    found = Comparison(users=3, missing=0, max_abs_diff=1e-5, same_as_of=True, same_status=True)
+    found = Comparison(
+        users=3,
+        missing=0,
+        max_abs_diff=1e-5,
+        vectors="float32",
+        max_unexplained_diff=1e-5,
+        same_as_of=True,
+        same_status=True,
+    )
     assert replace(found, **changed).agrees(1e-5) is expected

@@ -18,12 +18,13 @@ PARTS = {
 }  # fmt: skip
 
 
-def _make(path: Path, user_type: str = "INT64") -> Path:
+def _make(path: Path, user_type: str = "INT64", vectors: str = "float32") -> Path:
     repository = TinyRepository.make(path, user_type)
     settings = repository.settings
     version = repository.save_encoder()
-    Ledger(settings.ledger_url).register(version, "", {"raw_views": list(VIEWS)})
-    repository.apply_space(1, version)
+    facts = {"raw_views": list(VIEWS), "vectors": vectors}
+    Ledger(settings.ledger_url).register(version, "", facts)
+    repository.apply_space(1, version, vectors=vectors)
     users: list[object] = [1, 2] if user_type == "INT64" else ["a", "b"]
     repository.write_raw(raw_rows(users), offline=True)
     write_clean(settings.data_dir, users=4)
@@ -63,6 +64,21 @@ def test_a_healthy_repository_has_no_finding(healthy: Path, tmp_path: Path, user
     assert set(found) == PARTS
     assert {name: c.detail for name, c in found.items() if c.outcome != "ok"} == {}
     assert [name for name, c in found.items() if c.remedy] == []
+
+
+def test_a_store_without_the_spaces_form_is_told(tmp_path: Path) -> None:
+    plugin = "materialize.stores.sqlite.PalateSqliteOnlineStore"
+    repo = _make(tmp_path / "repository", vectors="int8")
+    faults = _faults(repo)
+    assert set(faults) == {"online store, space 1"}
+    found = faults["online store, space 1"]
+    assert found.outcome == "WARN"
+    assert "keeps float32 where the space asks for int8" in found.detail
+    config = repo / "feature_store.yaml"
+    text = config.read_text(encoding="utf-8")
+    assert text.count("type: sqlite") == 1
+    config.write_text(text.replace("type: sqlite", f"type: {plugin}"), encoding="utf-8")
+    assert _faults(repo) == {}
 
 
 def test_an_artifact_that_was_changed_fails(repo: Path) -> None:

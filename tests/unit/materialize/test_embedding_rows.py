@@ -17,6 +17,7 @@ from materialize.embedding_rows import (
     encode_rows,
     ensure_readable,
 )
+from materialize.stores.compact import round_trip
 from tests.encoders import tiny_artifact
 from tests.repositories import INSTANT, as_batch, raw_rows, space_of
 from transforms.layout import ACTIVITY
@@ -40,6 +41,19 @@ def test_rows_hold_what_encode_gives(tmp_path: Path, users: list[object]) -> Non
     assert rows.column("space").to_pylist() == [7] * 3
     assert rows.column("encoder_version").to_pylist() == [artifact.encoder_version] * 3
     assert rows.column("created_timestamp").null_count == 0
+
+
+@pytest.mark.parametrize("form", ["float16", "int8"])
+def test_rows_of_a_compact_space_hold_what_is_read_back(tmp_path: Path, form: str) -> None:
+    artifact = tiny_artifact()
+    ArtifactStore(str(tmp_path)).save(artifact)
+    raw = raw_rows([1, 2, 3])
+    (batch,) = raw.combine_chunks().to_batches()
+    space = space_of(7, artifact.encoder_version, vectors=form)
+    rows = embedding_matrix(encode_rows(batch, space, str(tmp_path)).column("embedding"))
+    exact = encode(as_batch(raw), artifact.encoder_version, str(tmp_path)).embedding
+    assert np.array_equal(rows, round_trip(exact, form))
+    assert not np.array_equal(rows, exact)
 
 
 def test_no_row_gives_no_row(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from feast import Entity, FileSource, ValueType
+from feast.types import Array, Float32
 
 from tests.encoders import LAYOUT
 from transforms.embedding_views import declare_on_demand_view, declare_stored_view
@@ -12,6 +13,7 @@ from transforms.names import (
     ENCODER_TAG,
     SPACE_TAG,
     USER_KEY,
+    VECTORS_TAG,
     on_demand_view,
     space_of_view,
     stored_view,
@@ -38,6 +40,15 @@ def test_both_views_of_a_space_offer_the_same_features_and_say_whose_they_are() 
     assert f"encoder_version='{VERSION}'" in fresh.feature_transformation.udf_string
     assert fresh.mode == "python"
     assert not fresh.write_to_online_store
+
+
+def test_only_a_compact_form_is_tagged() -> None:
+    for form, more in (("float32", {}), ("int8", {VECTORS_TAG: "int8"})):
+        view = declare_stored_view(
+            USER, space=4, encoder_version=VERSION, folder=Path("/offline/x"), vectors=form
+        )
+        assert view.tags == {SPACE_TAG: "4", ENCODER_TAG: VERSION, **more}
+        assert view.features[0].dtype == Array(Float32)
 
 
 def test_the_stored_view_reads_its_folder_and_takes_pushes() -> None:
