@@ -141,6 +141,9 @@ class ViewRun:
         partitions = int(run.plan["partitions"])
         if run.state == "committed":
             _log.info("run %s of %s is committed already", self.run_id, self._view)
+            metrics = RunMetrics(self._view, self.run_id)
+            metrics.set_total(int(run.counts.get("rows", 0)), partitions, partitions)
+            self._leave(metrics, "unchanged")
             return self._report("unchanged", run.counts, partitions)
         # A run that resumes or is forced must see the rows that it was begun with.
         since = run.plan["created_since"]
@@ -194,6 +197,8 @@ class ViewRun:
             if self._online:
                 verify_online(self._store, self._view, folder)
             if folder != published:
+                for unfinished in folder.glob("*.tmp"):  # of workers that were killed
+                    unfinished.unlink()
                 published.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(folder, published)
         return counts
@@ -262,9 +267,12 @@ class ViewRun:
                 yield metrics
             outcome = "committed"
         finally:
-            metrics.finished(outcome)
-            if self._settings.metrics_folder is not None:
-                metrics.write_textfile(self._settings.metrics_folder)
+            self._leave(metrics, outcome)
+
+    def _leave(self, metrics: RunMetrics, outcome: str) -> None:
+        metrics.finished(outcome)
+        if self._settings.metrics_folder is not None:
+            metrics.write_textfile(self._settings.metrics_folder)
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:
