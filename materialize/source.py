@@ -39,8 +39,6 @@ class RawView:
         Column names of event time and created time.
     key : str
         Join key.
-    header : Path or None
-        File without rows that is read with the folder, which then may be missing.
     """
 
     name: str
@@ -49,22 +47,12 @@ class RawView:
     timestamp: str
     created: str
     key: str = USER_KEY
-    header: Path | None = None
-
-    @property
-    def files(self) -> list[Path]:
-        """Parquet files whose rows count, ordered by name."""
-        found = live_files(self.folder) if self.folder.exists() else []
-        return found if self.header is None else [self.header, *found]
-
-    def sql(self, end: datetime) -> str:
-        """Return a parenthesised query of all rows with an event time before ``end``."""
-        return f'(FROM {self.table} WHERE "{self.timestamp}" < {instant(end)})'
 
     @property
     def table(self) -> str:
-        """Table function that reads the files."""
-        return f"read_parquet([{', '.join(map(quoted, self.files))}], hive_partitioning = false)"
+        """SQL that reads all rows."""
+        files = ", ".join(map(quoted, parquet_files(self.folder)))
+        return f"read_parquet([{files}], hive_partitioning = false)"
 
 
 def resolve_views(store: FeatureStore, names: Sequence[str]) -> list[RawView]:
@@ -194,7 +182,7 @@ class RawSource:
         end = self.end if self._newest() >= self.end else None
         digest = hashlib.sha256(f"{self.start}|{end}|{self.history}".encode())
         for view in self.views:
-            for path in view.files:
+            for path in parquet_files(view.folder):
                 rows = pq.read_metadata(path).num_rows
                 line = f"{view.name}|{path.relative_to(view.folder)}|{path.stat().st_size}|{rows}\n"
                 digest.update(line.encode())
@@ -237,20 +225,15 @@ class RawSource:
         DataFault
             A raw view holds a user twice at one event time and created time.
         """
+        fields = [[f'"{f}" AS "{v.name}__{f}"' for f in v.fields] for v in self.views]
         with self.connection() as db:
-            expected = self._match(db)
-            order = f' ORDER BY m."{self.key}", m.moment' if ordered else ""
-            reader = db.sql(self._fetch() + order).to_arrow_reader(batch_rows)
+            expected = self.match(db)
+            reader = db.sql(self.matched(fields, ordered=ordered)).to_arrow_reader(batch_rows)
             seen = 0
             for batch in reader:
                 seen += batch.num_rows
                 yield batch
-            if seen != expected:
-                raise DataFault(
-                    f"{expected} rows were expected and {seen} came: a raw view of "
-                    f"{', '.join(v.name for v in self.views)} holds a user twice at one event time "
-                    "and created time. Remove the duplicate rows."
-                )
+            self.check(seen, expected)
 
     def new_moments(self) -> str:
         """Return a condition on ``moment`` and ``created``: the raw row is new to this source."""
@@ -265,9 +248,14 @@ class RawSource:
         """Return a query of every raw row's key, ``moment`` and ``created``."""
         return " UNION ALL ".join(
             f'SELECT "{self.key}", "{view.timestamp}" AS moment, "{view.created}" AS created '
-            f"FROM {view.sql(self.end)}"
-            for view in self.views
+            f"FROM {self.rows(k)}"
+            for k, view in enumerate(self.views)
         )
+
+    def rows(self, k: int) -> str:
+        """Return a parenthesised query of the rows of view ``k`` before ``end``."""
+        view = self.views[k]
+        return f'(FROM {view.table} WHERE "{view.timestamp}" < {instant(self.end)})'
 
     @contextmanager
     def connection(self) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -275,21 +263,23 @@ class RawSource:
         self.spill.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             for view in self.views:
-                if view.header is None:
-                    stack.enter_context(reading(view.folder))
+                stack.enter_context(reading(view.folder))
             db = stack.enter_context(bounded_connection(self.memory_limit_mb, self.spill))
             if self.threads is not None:
                 db.execute(f"SET threads = {self.threads}")
             yield db
 
-    def _match(self, db: duckdb.DuckDBPyConnection) -> int:
-        """Make table ``matched``: each moment with the keys of the raw row that holds at it."""
+    def match(self, db: duckdb.DuckDBPyConnection) -> int:
+        """Make table ``matched``: each moment with the keys of the raw row that holds at it.
+
+        Returns its number of rows.
+        """
         db.execute(f"CREATE TEMP TABLE spine AS {self._spine()}")
         for k, view in enumerate(self.views):
             # One row a user and event time: the one created last.
             db.execute(
                 f'CREATE TEMP TABLE keys{k} AS SELECT "{self.key}", "{view.timestamp}" AS ts, '
-                f'max("{view.created}") AS created FROM {view.sql(self.end)} GROUP BY ALL'
+                f'max("{view.created}") AS created FROM {self.rows(k)} GROUP BY ALL'
             )
         joins = " ".join(
             f'ASOF LEFT JOIN keys{k} ON spine."{self.key}" = keys{k}."{self.key}" '
@@ -305,22 +295,29 @@ class RawSource:
         )
         return int(db.sql("SELECT count(*) FROM matched").fetchall()[0][0])
 
-    def _fetch(self) -> str:
-        columns = [
-            f'v{k}."{field}" AS "{view.name}__{field}"'
-            for k, view in enumerate(self.views)
-            for field in view.fields
-        ]
+    def matched(self, columns: Sequence[Sequence[str]], *, ordered: bool) -> str:
+        """Return a query of the matched rows with columns of each view, quoted and maybe named."""
+        wanted = [f"v{k}.{column}" for k, own in enumerate(columns) for column in own]
         joins = " ".join(
-            f'LEFT JOIN {view.table} v{k} ON v{k}."{self.key}" = m."{self.key}" '
+            f'LEFT JOIN {self.rows(k)} v{k} ON v{k}."{self.key}" = m."{self.key}" '
             f'AND v{k}."{view.timestamp}" = m.ts{k} '
             f'AND v{k}."{view.created}" IS NOT DISTINCT FROM m.created{k}'
             for k, view in enumerate(self.views)
         )
+        order = f' ORDER BY m."{self.key}", m.moment' if ordered else ""
         return (
-            f'SELECT m."{self.key}", m.moment AS event_timestamp, {", ".join(columns)} '
-            f"FROM matched m {joins}"
+            f'SELECT m."{self.key}", m.moment AS event_timestamp, {", ".join(wanted)} '
+            f"FROM matched m {joins}{order}"
         )
+
+    def check(self, seen: int, expected: int) -> None:
+        """Raise when a moment did not come exactly once."""
+        if seen != expected:
+            raise DataFault(
+                f"{expected} rows were expected and {seen} came: a raw view of "
+                f"{', '.join(v.name for v in self.views)} holds a user twice at one event time "
+                "and created time. Remove the duplicate rows."
+            )
 
     def _spine(self) -> str:
         chosen = f"SELECT * FROM ({self.moments()})"

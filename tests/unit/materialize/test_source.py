@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encoder.errors import DataFault
+from materialize import exchange as exchange_module
 from materialize.exchange import Exchange
 from materialize.source import RawSource, RawView
 
@@ -187,16 +188,17 @@ def _twenty(root: Path) -> RawSource:
 def test_partitions_are_kept_when_a_run_resumes(tmp_path: Path) -> None:
     source, folder = _twenty(tmp_path), tmp_path / "exchange"
     Exchange(source, folder, 4).build(progress=False)
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.arrow")}
+    assert before
     Exchange(source, folder, 4).build(progress=False)
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")} == before
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.arrow")} == before
 
 
 def test_an_exchange_that_was_cut_short_is_made_anew(tmp_path: Path) -> None:
     source, folder = _twenty(tmp_path), tmp_path / "exchange"
     half = folder.with_name("exchange.tmp") / "one"
     half.mkdir(parents=True)
-    (half / "header.parquet").write_bytes(b"cut short")
+    (half / "000000.arrow").write_bytes(b"cut short")
     exchange = Exchange(source, folder, 4)
     exchange.build(progress=False)
     assert sum(len(_read(exchange.partition(n))) for n in range(4)) == 20
@@ -206,8 +208,24 @@ def test_an_exchange_that_was_cut_short_is_made_anew(tmp_path: Path) -> None:
 def test_only_rows_that_can_matter_are_written(tmp_path: Path) -> None:
     source, folder = _twenty(tmp_path), tmp_path / "exchange"
     Exchange(source, folder, 4).build(progress=False)
-    files = [p for p in (folder / "one").rglob("*.parquet") if p.name != "header.parquet"]
-    assert sum(pq.read_metadata(path).num_rows for path in files) == 20, "of 60"
+    (piece,) = (folder / "one").iterdir()
+    with pa.ipc.open_file(piece) as file:
+        assert file.num_record_batches == 4
+        assert file.read_all().num_rows == 20, "of 60"
+
+
+def test_partitions_come_from_many_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange_module, "_PIECE_BYTES", 1)
+    monkeypatch.setattr(exchange_module, "_PART_BYTES", 0)
+    monkeypatch.setattr(exchange_module, "_READ_ROWS", 3)
+    rows = [(u, h, h, float(u)) for u in range(5_000) for h in range(2)]
+    source, folder = _source(tmp_path, {"one": rows}, end=_at(9)), tmp_path / "exchange"
+    exchange = Exchange(source, folder, 3)
+    exchange.build(progress=False)
+    assert len(list((folder / "one").iterdir())) > 2
+    found = [_read(exchange.partition(n)) for n in range(3)]
+    assert sum(map(len, found)) == 5_000
+    assert found[0] | found[1] | found[2] == _read(source)
 
 
 def test_a_single_partition_writes_nothing(tmp_path: Path) -> None:
