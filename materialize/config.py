@@ -27,7 +27,7 @@ class JobSettings(BaseModel):
     starts one on this machine."""
     workers: int = Field(default_factory=lambda: min(4, os.cpu_count() or 1), ge=1)
     """Partitions that are worked on at the same time."""
-    rows_per_partition: int = Field(default=50_000, ge=1)
+    rows_per_partition: int = Field(default=25_000, ge=1)
     """Users of a partition: what is done again when a run is killed, and what a worker holds."""
     online_rows_per_second: float | None = Field(default=None, gt=0)
     """Upper bound of all workers together; None: as fast as the online store takes them."""

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from materialize.source import RawSource, RawView
+from materialize.source import RawSource, RawView, instant, parquet_files, read_files
 from transforms.engine import bounded_connection
 
 __all__ = ["Exchange"]
 
-_READ_ROWS = 8_192
+_READ_ROWS = 4_096
+_STRETCH_ROWS = 100_000
 _PIECE_BYTES = 32 * 2**20
 """What is held before a piece is written."""
 _PART_BYTES = 2**16
 """Least a partition's part of a piece should hold on average, so that reading is no seeking."""
-_PARTITION = "palate_partition"
 _LEAST_MB = 128
 """What DuckDB needs to match a partition's keys."""
 
@@ -65,19 +70,22 @@ class Exchange:
             return
         working = self._folder.with_name(f"{self._folder.name}.tmp")
         shutil.rmtree(working, ignore_errors=True)
-        with (
-            self._source.connection() as db,
-            tqdm(desc="raw rows", unit="row", unit_scale=True, disable=not progress) as bar,
-        ):
-            # Order does not matter here, and keeping it would hold whole row groups in memory.
-            db.execute("SET preserve_insertion_order = false")
+        with self._source.connection() as db:
             if self._source.start is not None:
                 db.execute(f"CREATE TEMP TABLE chosen AS {self._chosen_users()}")
             for k, view in enumerate(self._source.views):
                 folder = working / view.name
                 folder.mkdir(parents=True)
-                reader = db.sql(self._candidates(db, k)).to_arrow_reader(_READ_ROWS)
-                self._write(reader, folder, bar)
+                files = parquet_files(view.folder)  # once: a push may add one at any moment
+                rows = self._pick(db, k, files)
+                with tqdm(
+                    total=rows,
+                    desc=f"partition {view.name}",
+                    unit="row",
+                    unit_scale=True,
+                    disable=not progress,
+                ) as bar:
+                    self._cut(db, view, files, folder, bar)
         os.replace(working, self._folder)
 
     def partition(self, number: int) -> RawSource:
@@ -93,17 +101,17 @@ class Exchange:
             f"WHERE {source.new_moments()}"
         )
 
-    def _candidates(self, db: duckdb.DuckDBPyConnection, k: int) -> str:
-        """Return a query of the rows of view ``k`` that can matter, with their partition."""
+    def _pick(self, db: duckdb.DuckDBPyConnection, k: int, files: list[Path]) -> int:
+        """Make table ``picked``: where the rows of view ``k`` lie that can matter; return how many.
+
+        Decided on keys alone. A second row of equal times stays: reading reports it.
+        """
         source, view = self._source, self._source.views[k]
         key, ts, created = f'"{view.key}"', f'"{view.timestamp}"', f'"{view.created}"'
-        columns = ", ".join(f'v."{name}"' for name in _columns(view))
-        partition = f"(hash(v.{key}) % {self.partitions})::INTEGER AS {_PARTITION}"
-        query = f"SELECT {columns}, {partition} FROM {source.rows(k)} v"
+        joins = ""
         if source.start is not None:
-            query += f" SEMI JOIN chosen c ON c.key = v.{key}"
+            joins += f" SEMI JOIN chosen c ON c.key = v.{key}"
         if not source.history:
-            # Found on keys alone. A second row of equal times stays: reading reports it.
             db.execute(
                 "CREATE OR REPLACE TEMP TABLE newest AS SELECT v.key, v.ts, max(v.created) AS "
                 f"created FROM (SELECT {key} AS key, {ts} AS ts, {created} AS created "
@@ -111,37 +119,45 @@ class Exchange:
                 f"FROM {source.rows(k)} GROUP BY ALL) n ON n.key = v.key AND n.ts = v.ts "
                 "GROUP BY ALL"
             )
-            query += (
+            joins += (
                 f" SEMI JOIN newest n ON n.key = v.{key} AND n.ts = v.{ts} "
                 f"AND n.created IS NOT DISTINCT FROM v.{created}"
             )
-        return query
+        db.execute(
+            "CREATE OR REPLACE TEMP TABLE picked AS SELECT v.file_index AS file, "
+            "v.file_row_number AS row, "
+            f"(hash(v.{key}) % {self.partitions})::INTEGER AS partition "
+            f"FROM {read_files(files)} v {joins} WHERE v.{ts} < {instant(source.end)} ORDER BY ALL"
+        )
+        return int(db.sql("SELECT count(*) FROM picked").fetchall()[0][0])
 
-    def _write(self, reader: pa.RecordBatchReader, folder: Path, bar: tqdm[Any]) -> None:
-        most = max(_PIECE_BYTES, self.partitions * _PART_BYTES)
-        held: list[pa.RecordBatch] = []
-        size, pieces = 0, 0
-        for batch in reader:
-            held.append(batch)
-            size += batch.nbytes
-            bar.update(batch.num_rows)
-            if size >= most:
-                self._write_piece(pa.Table.from_batches(held), folder / f"{pieces:06d}.arrow")
-                held, size, pieces = [], 0, pieces + 1
-        # Always one: it says the columns' types.
-        last = pa.Table.from_batches(held, reader.schema)
-        self._write_piece(last, folder / f"{pieces:06d}.arrow")
-
-    def _write_piece(self, rows: pa.Table, path: Path) -> None:
-        numbers = rows.column(_PARTITION).to_numpy()
-        order = np.argsort(numbers, kind="stable")
-        bounds = np.searchsorted(numbers[order], np.arange(self.partitions + 1))
-        ordered = rows.drop_columns(_PARTITION).combine_chunks().take(pa.array(order))
-        batches = ordered.combine_chunks().to_batches()
-        batch = batches[0] if batches else pa.RecordBatch.from_pylist([], ordered.schema)
-        with pa.ipc.new_file(str(path), ordered.schema) as writer:
-            for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-                writer.write_batch(batch.slice(start, stop - start))
+    def _cut(
+        self,
+        db: duckdb.DuckDBPyConnection,
+        view: RawView,
+        files: list[Path],
+        folder: Path,
+        bar: tqdm[Any],
+    ) -> None:
+        """Write the picked rows of a view, several stretches of its files at the same time."""
+        names = list(dict.fromkeys([view.key, view.timestamp, view.created, *view.fields]))
+        schema = _schema(files[0], names, view)
+        # Always one piece: it says the columns' types.
+        _write_piece([schema.empty_table()], [np.zeros(0, np.int32)], self.partitions, folder)
+        with ThreadPoolExecutor(self._readers) as pool:
+            for index, path in enumerate(files):
+                found = db.sql(
+                    f"SELECT row, partition FROM picked WHERE file = {index} ORDER BY row"
+                ).to_arrow_table()
+                rows, numbers = (found.column(c).to_numpy() for c in ("row", "partition"))
+                tasks = [
+                    pool.submit(
+                        _cut_stretch, stretch, schema, rows, numbers, self.partitions, folder
+                    )
+                    for stretch in _stretches(path, rows)
+                ]
+                for task in as_completed(tasks):
+                    bar.update(task.result())
 
 
 class _Partition(RawSource):
@@ -199,8 +215,98 @@ class _Partition(RawSource):
 _ROW = "palate_row"
 
 
-def _columns(view: RawView) -> list[str]:
-    return list(dict.fromkeys([view.key, view.timestamp, view.created, *view.fields]))
+@dataclass(frozen=True)
+class _Stretch:
+    """Row groups of a file that one thread reads."""
+
+    path: Path
+    groups: list[int]
+    starts: list[int]  # row number of each group's first row
+
+
+def _stretches(path: Path, picked: npt.NDArray[np.int64]) -> Iterator[_Stretch]:
+    """Cut a file into stretches; a row group without a picked row is in none."""
+    metadata = pq.read_metadata(path)
+    groups: list[int] = []
+    starts: list[int] = []
+    start, held = 0, 0
+    for group in range(metadata.num_row_groups):
+        rows = metadata.row_group(group).num_rows
+        low, high = np.searchsorted(picked, [start, start + rows]).tolist()
+        if high > low:
+            groups.append(group)
+            starts.append(start)
+            held += rows
+        start += rows
+        if held >= _STRETCH_ROWS:
+            yield _Stretch(path, groups, starts)
+            groups, starts, held = [], [], 0
+    if groups:
+        yield _Stretch(path, groups, starts)
+
+
+def _cut_stretch(
+    stretch: _Stretch,
+    schema: pa.Schema,
+    picked: npt.NDArray[np.int64],
+    partitions: npt.NDArray[np.int32],
+    count: int,
+    folder: Path,
+) -> int:
+    """Write the picked rows of a stretch in pieces; return how many they are."""
+    most = max(_PIECE_BYTES, count * _PART_BYTES)
+    held: list[pa.Table] = []
+    numbers: list[npt.NDArray[np.int32]] = []
+    size, done = 0, 0
+    file = pq.ParquetFile(stretch.path)
+    for group, first in zip(stretch.groups, stretch.starts, strict=True):
+        start = first
+        batches = file.iter_batches(
+            _READ_ROWS, row_groups=[group], columns=schema.names, use_threads=False
+        )
+        for batch in batches:
+            low, high = np.searchsorted(picked, [start, start + batch.num_rows]).tolist()
+            own = picked[low:high] - start
+            start += batch.num_rows
+            if high == low:
+                continue
+            rows = pa.Table.from_batches([batch]).select(schema.names).cast(schema)
+            if len(own) < rows.num_rows:
+                rows = rows.take(pa.array(own))
+            held.append(rows)
+            numbers.append(partitions[low:high])
+            size, done = size + rows.nbytes, done + rows.num_rows
+            if size >= most:
+                _write_piece(held, numbers, count, folder)
+                held, numbers, size = [], [], 0
+    if held:
+        _write_piece(held, numbers, count, folder)
+    return done
+
+
+def _write_piece(
+    held: list[pa.Table], numbers: list[npt.NDArray[np.int32]], count: int, folder: Path
+) -> None:
+    """Write rows as one Arrow file with a record batch for each partition, in their order."""
+    number = np.concatenate(numbers)
+    order = np.argsort(number, kind="stable")
+    bounds = np.searchsorted(number[order], np.arange(count + 1))
+    rows = pa.concat_tables(held).combine_chunks().take(pa.array(order)).combine_chunks()
+    batches = rows.to_batches()
+    batch = batches[0] if batches else pa.RecordBatch.from_pylist([], rows.schema)
+    with pa.ipc.new_file(str(folder / f"{uuid.uuid4().hex}.arrow"), rows.schema) as writer:
+        for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+            writer.write_batch(batch.slice(start, stop - start))
+
+
+def _schema(file: Path, names: list[str], view: RawView) -> pa.Schema:
+    """Return the columns of a view's files, times in microseconds and UTC."""
+    stored = pq.read_schema(file)
+    times = {view.timestamp, view.created}
+    instant_type = pa.timestamp("us", "UTC")
+    return pa.schema(
+        [(name, instant_type if name in times else stored.field(name).type) for name in names]
+    )
 
 
 def _read(folder: Path, number: int) -> pa.Table:

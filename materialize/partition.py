@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PartitionDone", "PartitionTask", "PartitionWorker", "Throttle", "partition_numbers"]
 
-_ENCODE_ROWS = 16_384
+_ENCODE_ROWS = 8_192
 _ONLINE_ROWS = 8_192
 
 

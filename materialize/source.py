@@ -22,7 +22,15 @@ from transforms.names import USER_KEY
 if TYPE_CHECKING:
     from feast import FeatureStore, FeatureView
 
-__all__ = ["RawSource", "RawView", "applied_view", "instant", "parquet_files", "resolve_views"]
+__all__ = [
+    "RawSource",
+    "RawView",
+    "applied_view",
+    "instant",
+    "parquet_files",
+    "read_files",
+    "resolve_views",
+]
 
 
 @dataclass(frozen=True)
@@ -51,8 +59,7 @@ class RawView:
     @property
     def table(self) -> str:
         """SQL that reads all rows."""
-        files = ", ".join(map(quoted, parquet_files(self.folder)))
-        return f"read_parquet([{files}], hive_partitioning = false)"
+        return read_files(parquet_files(self.folder))
 
 
 def resolve_views(store: FeatureStore, names: Sequence[str]) -> list[RawView]:
@@ -118,6 +125,11 @@ def applied_view(store: FeatureStore, name: str) -> FeatureView:
 def parquet_files(folder: Path) -> list[Path]:
     """Return the Parquet files of a view's folder, ordered by name; a file stands for itself."""
     return live_files(folder) if folder.exists() else []
+
+
+def read_files(files: Sequence[Path]) -> str:
+    """Return SQL that reads all rows of Parquet files."""
+    return f"read_parquet([{', '.join(map(quoted, files))}], hive_partitioning = false)"
 
 
 def instant(moment: datetime) -> str:
