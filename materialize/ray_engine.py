@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +25,36 @@ __all__ = ["on_ray"]
 _log = logging.getLogger(__name__)
 
 
-class _RayWorker:
-    """A `PartitionWorker` in a process of its own, with its own stores and ledger."""
+@lru_cache(maxsize=1)
+def _worker(run: _Run) -> PartitionWorker:
+    """Return the worker of this process, with its own stores and ledger; Ray keeps the process."""
+    context = Context(run.repo)
+    throttle = Throttle(run.rows_per_second)
+    return PartitionWorker(run.task, context.store, context.ledger, throttle)
 
-    def __init__(self, task: PartitionTask, repo: Path, rows_per_second: float | None) -> None:
-        context = Context(repo)
-        throttle = Throttle(rows_per_second)
-        self._work = PartitionWorker(task, context.store, context.ledger, throttle)
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Do one partition; a fault of the data is an answer, so that Ray does not repeat it."""
-        try:
-            done = self._work(int(row["number"]))
-        except EmbeddingError as exc:
-            return {"fault": type(exc).__name__, "message": str(exc), **_column(exc)}
-        return {"fault": "", **asdict(done)}
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What travels to the workers, once for each partition."""
+
+    task: PartitionTask
+    repo: Path
+    rows_per_second: float | None  # of one worker
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Run) and other.task.run_id == self.task.run_id
+
+    def __hash__(self) -> int:
+        return hash(self.task.run_id)
+
+
+def _do(row: dict[str, Any], run: _Run) -> dict[str, Any]:
+    """Do one partition; a fault of the data is an answer, so that Ray does not repeat it."""
+    try:
+        done = _worker(run)(int(row["number"]))
+    except EmbeddingError as exc:
+        return {"fault": type(exc).__name__, "message": str(exc), **_column(exc)}
+    return {"fault": "", **asdict(done)}
 
 
 def on_ray(
@@ -72,9 +88,10 @@ def on_ray(
         )
         rate = job.online_rows_per_second
         rows = partitions.map(
-            _RayWorker,  # type: ignore[arg-type]  # Ray makes one a process and calls that
-            fn_constructor_args=(task, settings.repo, rate and rate / job.workers),
-            concurrency=job.workers,
+            _do,  # type: ignore[arg-type]  # takes fn_args too, which Ray's type does not know
+            fn_args=(_Run(task, settings.repo, rate and rate / job.workers),),
+            # Tasks, not actors: Ray repeats a task whose process died, on another one.
+            compute=ray.data.TaskPoolStrategy(size=job.workers),
         )
         for row in rows.iter_rows():
             yield _done(row)

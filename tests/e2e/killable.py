@@ -79,6 +79,22 @@ class KillableRun:
         self._close()
         return code != 0
 
+    def kill_one(self, name: str) -> int:
+        """Send SIGKILL to a process that it started and whose command begins so; return how many.
+
+        The busiest one: others may wait for work.
+        """
+        assert self._process.pid is not None
+        found = [
+            child
+            for child in psutil.Process(self._process.pid).children(recursive=True)
+            if (child.cmdline() or [""])[0].startswith(name)
+        ]
+        if not found:
+            return 0
+        max(found, key=lambda child: sum(child.cpu_times()[:2])).kill()
+        return 1
+
     def _close(self) -> None:
         self._process.close()
         self._here.close()

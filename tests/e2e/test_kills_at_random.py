@@ -325,3 +325,26 @@ def test_kills_at_random_moments_lose_nothing(
         print(
             f"  repeats kept {kept} rows of the killed runs and wrote {again}; none lost or older"
         )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("world", [pytest.param("ray", marks=_RAY)], indirect=True)
+def test_ray_workers_killed_in_the_middle_lose_nothing(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.change(np.random.default_rng(SEED))
+    run_id = world.run(dry_run=True).run_id
+    # Slow enough to be met in the middle: about 2,000 rows at 400 a second.
+    job = KillableRun(world.repo, END, world.job | {"online_rows_per_second": 400.0})
+    job.begin()
+    killed = 0
+    while not job.wait(0.2):
+        done = len(world.context.ledger.partitions_done(run_id))
+        # One after a few partitions, another one much later.
+        if killed < 2 and done >= 3 + 8 * killed:
+            killed += job.kill_one("ray::")
+    assert killed == 2
+    check_complete(world, run_id)
+    with capsys.disabled():
+        print(f"\nray: {killed} workers killed in one run of {len(world.as_of)} users; none lost")
