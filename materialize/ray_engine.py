@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,27 +26,22 @@ __all__ = ["on_ray"]
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What travels to the workers, with each partition; equal within one attempt of a run."""
+
+    attempt: str
+    task: PartitionTask = field(compare=False)
+    repo: Path = field(compare=False)
+    rows_per_second: float | None = field(compare=False)  # of one worker
+
+
 @lru_cache(maxsize=1)
 def _worker(run: _Run) -> PartitionWorker:
     """Return the worker of this process, with its own stores and ledger; Ray keeps the process."""
     context = Context(run.repo)
     throttle = Throttle(run.rows_per_second)
     return PartitionWorker(run.task, context.store, context.ledger, throttle)
-
-
-@dataclass(frozen=True, eq=False)
-class _Run:
-    """What travels to the workers, once for each partition."""
-
-    task: PartitionTask
-    repo: Path
-    rows_per_second: float | None  # of one worker
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Run) and other.task.run_id == self.task.run_id
-
-    def __hash__(self) -> int:
-        return hash(self.task.run_id)
 
 
 def _do(row: dict[str, Any], run: _Run) -> dict[str, Any]:
@@ -89,7 +85,7 @@ def on_ray(
         rate = job.online_rows_per_second
         rows = partitions.map(
             _do,  # type: ignore[arg-type]  # takes fn_args too, which Ray's type does not know
-            fn_args=(_Run(task, settings.repo, rate and rate / job.workers),),
+            fn_args=(_Run(uuid.uuid4().hex, task, settings.repo, rate and rate / job.workers),),
             # Tasks, not actors: Ray repeats a task whose process died, on another one.
             compute=ray.data.TaskPoolStrategy(size=job.workers),
         )
@@ -117,7 +113,7 @@ def _done(row: dict[str, Any]) -> PartitionDone:
     if row["fault"]:
         extra = {"column": row["column"]} if row.get("column") else {}
         raise getattr(errors, row["fault"])(row["message"], **extra)
-    known = {field.name: row[field.name] for field in fields(PartitionDone)}
+    known = {one.name: row[one.name] for one in fields(PartitionDone)}
     # Rows of one block share their columns: a stage that one did not need is None there.
     known["seconds"] = {stage: spent for stage, spent in row["seconds"].items() if spent}
     return PartitionDone(**known)
