@@ -24,7 +24,7 @@ from transforms.names import USER_KEY, stored_view
 if TYPE_CHECKING:
     from feast import FeatureStore
 
-__all__ = ["Evaluation", "TrainingSet", "evaluate_space", "training_set"]
+__all__ = ["Evaluation", "TrainingSet", "evaluate_space", "repository_labels", "training_set"]
 
 _ROW = "label_row"
 
@@ -79,13 +79,7 @@ def evaluate_space(store: FeatureStore, settings: RepoSettings, space: Space) ->
     EvaluationFault
         A leak, or a control that beats chance.
     """
-    labels = build_labels(
-        settings.dataset,
-        CleanTables(settings.data_dir),
-        memory_limit_mb=settings.file.memory_limit_mb,
-        seed=settings.file.seed,
-        item_targets=_cluster_targets(settings),
-    )
+    labels = repository_labels(settings)
     rows = training_set(store, space, labels)
     probe = run_probe(
         labels,
@@ -96,6 +90,17 @@ def evaluate_space(store: FeatureStore, settings: RepoSettings, space: Space) ->
         seed=settings.file.seed,
     )
     return Evaluation(labels, rows, probe)
+
+
+def repository_labels(settings: RepoSettings) -> Labels:
+    """Return the labels of a repository's validated data. Raises as `evaluate_space` does."""
+    return build_labels(
+        settings.dataset,
+        CleanTables(settings.data_dir),
+        memory_limit_mb=settings.file.memory_limit_mb,
+        seed=settings.file.seed,
+        item_targets=_cluster_targets(settings),
+    )
 
 
 def _cluster_targets(settings: RepoSettings) -> pa.Table | None:

@@ -123,7 +123,8 @@ def rounding_bound(vectors: _Floats, form: str) -> _Floats:
     if form == "float16":
         # Half of a unit in the last of 11 places, or of the spacing of subnormal numbers.
         return np.maximum(magnitude * np.float32(2.0**-11), np.float32(2.0**-25))
-    half = _scales(magnitude.max(axis=1, initial=0.0)) * np.float32(0.5 + 2.0**-16)
+    # Exact: the middle between two levels has 24 bits, and no number beyond it divides to it.
+    half = _scales(magnitude.max(axis=1, initial=0.0)) * np.float32(0.5)
     return np.broadcast_to(half[:, None], vectors.shape)
 
 

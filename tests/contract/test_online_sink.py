@@ -24,6 +24,7 @@ from tests.sinks import (
     INSTANT,
     MICROSECOND,
     NOON,
+    PAIR,
     SECOND,
     USERS,
     Row,
@@ -145,14 +146,15 @@ def test_newest_of_one_users_rows_in_a_batch_wins(atomic: Sink) -> None:
     rows: list[Row] = [
         (user, 1, NOON, NOON),
         (user, 2, NOON + HOUR, NOON + SECOND),
+        (user, 5, NOON + HOUR, NOON + SECOND),  # of equals the last
         (user, 3, NOON + HOUR, NOON),
         (user, 4, NOON - HOUR, NOON + HOUR),
     ]
     atomic.write_arrow(rows)
-    assert atomic.amount(user) == 2
+    assert atomic.amount(user) == 5
     other = next(USERS)
     atomic.write([(other, *row[1:]) for row in rows])
-    assert atomic.amount(other) == 2
+    assert atomic.amount(other) == 5
 
 
 def test_a_table_of_several_chunks_is_written_whole(atomic: Sink) -> None:
@@ -163,6 +165,18 @@ def test_a_table_of_several_chunks_is_written_whole(atomic: Sink) -> None:
     )
     assert counts == WriteCounts(5, 0)
     assert [atomic.amount(user) for user in users] == users
+
+
+def test_more_rows_than_a_statement_or_call_takes_are_written_whole(atomic: Sink) -> None:
+    users = [next(USERS) for _ in range(1234)]
+    for offset in (0, 1):
+        rows: list[Row] = [(user, user + offset, NOON + offset * HOUR, NOON) for user in users]
+        assert atomic.write_arrow(rows) == WriteCounts(1234, 0)
+    found = atomic.fresh().online_read(
+        atomic.store.config, atomic.view("pair"), [key_of(user) for user in users], list(PAIR)
+    )
+    for name in PAIR:
+        assert [values[name].int64_val for _, values in found] == [user + 1 for user in users]
 
 
 def test_an_asynchronous_push_obeys_the_same_rule(atomic: Sink) -> None:

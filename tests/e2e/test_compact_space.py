@@ -6,7 +6,6 @@ import json
 import logging
 import re
 import sqlite3
-from datetime import datetime, timezone
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +53,7 @@ def _online(story: Story, users: list[str]) -> npt.NDArray[np.float32]:
 def _newest_offline(story: Story) -> tuple[list[str], npt.NDArray[np.float32]]:
     folder = story.context.settings.offline_dir / VIEW
     rows = pa.concat_tables(pq.read_table(path) for path in parquet_files(folder)).to_pandas()
-    rows = rows.sort_values(["as_of", "created_timestamp"]).groupby("user_id").last()
+    rows = rows.sort_values(["event_timestamp", "created_timestamp"]).groupby("user_id").last()
     return rows.index.tolist(), np.stack(rows["embedding"].tolist()).astype(np.float32)
 
 
@@ -102,8 +101,8 @@ def test_a_push_is_rounded_offline_as_online(compact: Story) -> None:
     expected = round_trip(vector, "int8")
     assert expected.tobytes() != vector.tobytes()
     moment = pd.to_datetime(row["as_of"], unit="us", utc=True) + pd.Timedelta(seconds=1)
-    now = [datetime.now(timezone.utc)]
-    pushed = row.assign(event_timestamp=moment, created_timestamp=now)
+    # The offline store shows a push only to who asks for a time after it was created.
+    pushed = row.assign(event_timestamp=moment, created_timestamp=moment)
     store.push(f"{VIEW}_push", pushed, to=PushMode.ONLINE_AND_OFFLINE)
     assert _online(compact, [user]).tobytes() == expected.tobytes()
     frame = pd.DataFrame({"user_id": [user], "event_timestamp": moment})

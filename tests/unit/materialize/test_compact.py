@@ -56,6 +56,18 @@ def test_a_vector_is_kept_the_same_beside_any_others(form: str, data: st.DataObj
     assert b"".join(alone) == round_trip(vectors, form).tobytes()
 
 
+@pytest.mark.parametrize("form", ["float16", "int8"])
+def test_numbers_near_zero_are_rounded_once_too(form: str) -> None:
+    """Down to the smallest number, where float32 itself has fewer and fewer significant bits."""
+    rng = np.random.default_rng(0)
+    for exponent in range(-149, -100):
+        vectors = np.ldexp(rng.uniform(-1, 1, (200, 9)), exponent + 1).astype(np.float32)
+        once = round_trip(vectors, form)
+        assert round_trip(once, form).tobytes() == once.tobytes()
+        change = np.abs(once.astype(np.float64) - vectors)
+        assert (change <= rounding_bound(vectors, form)).all()
+
+
 def test_loss_of_each_form_on_one_vector() -> None:
     vector = np.array([[1.0, -0.3, 0.004, 0.001]], np.float32)
     assert round_trip(vector, FLOAT32) is vector
@@ -76,6 +88,17 @@ def test_the_bound_is_near_what_rounding_does() -> None:
         share = np.abs(round_trip(vectors, form) - vectors) / rounding_bound(vectors, form)
         assert 0.95 < share.max() <= 1.0
     assert not rounding_bound(vectors, FLOAT32).any()
+
+
+def test_the_bound_holds_beside_the_middle_between_two_levels() -> None:
+    for largest in np.linspace(1, 2, 50, dtype=np.float32):
+        scale = round_trip(np.array([[largest]]), "int8")[0, 0] / np.float32(127)
+        middle = (np.arange(-126, 126, dtype=np.float32) + np.float32(0.5)) * scale
+        near = [middle + k * np.spacing(middle) for k in (-1, 0, 1)]
+        vectors = np.concatenate([[largest], *near])[None].astype(np.float32)
+        change = np.abs(round_trip(vectors, "int8").astype(np.float64) - vectors)
+        assert change.max() == scale / np.float32(2)
+        assert (change <= rounding_bound(vectors, "int8")).all()
 
 
 def test_the_bound_of_a_number_that_is_none_is_none() -> None:
