@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Check", "examine"]
 
 _FEAST = "0.67"
+_OFFLINE = "materialize.stores.parquet.PalateParquetOfflineStore"
 
 
 @dataclass(frozen=True)
@@ -128,11 +129,27 @@ def _registry(settings: RepoSettings, spaces: list[Space]) -> Iterator[Check]:
         f"lacks {', '.join(lacking)}" if lacking else f"{len(applied)} views",
         "feast apply" if lacking else "",
     )
+    yield _offline(store)
     if not applied:
         return
     for space in spaces:
         if stored_view(space.number) in applied:
             yield _online(store, space)
+
+
+def _offline(store: FeatureStore) -> Check:
+    name, kind = "offline store", str(store.config.offline_store.type)
+    if kind in {_OFFLINE, "duckdb"}:
+        return Check("ok", name, kind)
+    drops = kind in {"dask", "file"}
+    return Check(
+        "WARN",
+        name,
+        f"{kind} drops label rows without a known value"
+        if drops
+        else f"{kind} was never seen to read Palate's views, which are Parquet files",
+        f"offline_store: {{type: {_OFFLINE}}} in feature_store.yaml",
+    )
 
 
 def _online(store: FeatureStore, space: Space) -> Check:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -89,6 +90,8 @@ class PalatePostgresOnlineStore(AtomicOnlineStore, PostgreSQLOnlineStore):
         with self._lock:
             if not self._conn or self._conn.closed:
                 self._conn = connect(settings)
+                # Feast makes stores on the way and closes none of them.
+                weakref.finalize(self, self._conn.close)
             self._conn.set_autocommit(autocommit)
             try:
                 yield self._conn

@@ -14,7 +14,8 @@ from tests.unit.materialize.feature_tables import write_clean
 
 PARTS = {
     "python", "feast", "torch", "repository", "clean data", "raw features", "ledger",
-    "artifact of space 1", "registry", "online store, space 1",
+    "artifact of space 1", "registry", "offline store",
+    "online store, space 1",
 }  # fmt: skip
 
 
@@ -81,6 +82,31 @@ def test_a_store_without_the_spaces_form_is_told(tmp_path: Path) -> None:
     assert _faults(repo) == {}
 
 
+@pytest.mark.parametrize(
+    ("kind", "outcome", "detail"),
+    [
+        ("duckdb", "ok", "duckdb"),
+        ("dask", "WARN", "drops label rows"),
+        (
+            "postgres\n  host: nowhere.invalid\n  database: d\n  user: u\n  password: p",
+            "WARN",
+            "postgres was never seen to read Palate's views",
+        ),
+    ],
+    ids=["duckdb", "dask", "postgres"],
+)
+def test_an_offline_store_that_does_not_suit_is_told(
+    repo: Path, kind: str, outcome: str, detail: str
+) -> None:
+    config = repo / "feature_store.yaml"
+    text = config.read_text(encoding="utf-8")
+    shipped = "type: materialize.stores.parquet.PalateParquetOfflineStore"
+    assert text.count(shipped) == 1
+    config.write_text(text.replace(shipped, f"type: {kind}"), encoding="utf-8")
+    found = _by_name(examine(repo))["offline store"]
+    assert (found.outcome, detail in found.detail) == (outcome, True)
+
+
 def test_an_artifact_that_was_changed_fails(repo: Path) -> None:
     (weights,) = (repo / "data" / "artifacts").glob("*/weights.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
@@ -143,7 +169,7 @@ def test_an_online_store_that_does_not_answer_fails(repo: Path) -> None:
 def test_a_registry_that_cannot_be_read_fails(repo: Path) -> None:
     (repo / "feature_store.yaml").write_text("project: [")
     found = _by_name(examine(repo))
-    assert set(found) == PARTS - {"online store, space 1"}
+    assert set(found) == PARTS - {"offline store", "online store, space 1"}
     assert {name for name, c in found.items() if c.outcome != "ok"} == {"registry"}
     assert found["registry"].outcome == "FAIL"
 
