@@ -135,3 +135,39 @@ def test_a_run_over_history_says_nothing_about_what_is_online(ledger: Ledger) ->
         ledger.commit_run(run.run_id, {})
     assert ledger.last_start("v1") == online.started_at
     assert ledger.last_start("v1", from_history=True) == history.started_at
+
+
+def test_a_resumed_run_knows_its_partitions_until_it_commits(ledger: Ledger) -> None:
+    ledger.register("a" * 12, "/a", {})
+    for name in ("r", "s"):
+        ledger.begin_run(name * 16, "v1", name, {}, space=1)
+    ledger.partition_done("r" * 16, 0, {"rows": 5})
+    ledger.partition_done("r" * 16, 7, {"rows": 3})
+    ledger.partition_done("r" * 16, 7, {"rows": 4})  # a lost one is done again
+    ledger.partition_done("s" * 16, 1, {"rows": 1})
+    assert ledger.partitions_done("r" * 16) == {0: {"rows": 5}, 7: {"rows": 4}}
+    ledger.commit_run("r" * 16, {"rows": 9})
+    assert ledger.partitions_done("r" * 16) == {}
+    assert ledger.partitions_done("s" * 16) == {1: {"rows": 1}}
+    ledger.forget_partitions("s" * 16)
+    assert ledger.partitions_done("s" * 16) == {}
+
+
+def test_a_committed_run_that_is_begun_again_counts_as_running(ledger: Ledger) -> None:
+    ledger.register("a" * 12, "/a", {})
+    first = ledger.begin_run("r" * 16, "v1", "key", {"rows": 3}, space=1)
+    ledger.commit_run(first.run_id, {"rows": 3})
+    assert ledger.begin_run("t" * 16, "v1", "key", {}, space=1).state == "committed"
+    again = ledger.begin_run("t" * 16, "v1", "key", {}, space=1, again=True)
+    assert (again.run_id, again.state, again.plan) == (first.run_id, "running", {"rows": 3})
+    assert ledger.begin_run("t" * 16, "v1", "key", {}, space=1).state == "running", "it resumes"
+    assert ledger.commit_run(first.run_id, {"rows": 4}).counts == {"rows": 4}
+
+
+def test_workers_record_partitions_at_once(url: str) -> None:
+    ledger = Ledger(url)
+    ledger.register("a" * 12, "/a", {})
+    ledger.begin_run("r" * 16, "v1", "key", {}, space=1)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda k: Ledger(url).partition_done("r" * 16, k, {"rows": k}), range(24)))
+    assert ledger.partitions_done("r" * 16) == {k: {"rows": k} for k in range(24)}
