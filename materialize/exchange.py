@@ -6,7 +6,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from encoder.errors import DataFault
 from materialize.source import RawSource, RawView, instant, parquet_files, read_files
 from transforms.engine import bounded_connection
 
@@ -26,10 +27,13 @@ __all__ = ["Exchange"]
 
 _READ_ROWS = 4_096
 _STRETCH_ROWS = 100_000
+"""About what a thread reads before it takes something else."""
+_INSTANT = pa.timestamp("us", "UTC")
 _PIECE_BYTES = 32 * 2**20
 """What is held before a piece is written."""
 _PART_BYTES = 2**16
 """Least a partition's part of a piece should hold on average, so that reading is no seeking."""
+_ROW = "palate_row"
 _LEAST_MB = 128
 """What DuckDB needs to match a partition's keys."""
 
@@ -54,8 +58,8 @@ class Exchange:
     -----
     As in a sort-based shuffle, a piece of the rows is held in memory, ordered by partition, and
     written as one file with a record batch for each partition, found again by its number. Arrow
-    files, not Parquet: the rows are read once, soon, and mapped instead of decoded (measured for
-    200,000 rows of 640 numbers: 3.7 s against 6.2 s to write, 0.1 s against 2.4 s to read).
+    files, not Parquet: the rows are read once, soon, and mapped instead of decoded
+    (docs/adr/0016-batch-job-in-partitions.md has figures).
 
     One partition needs no cutting: it is the source itself, and nothing is written.
     """
@@ -120,14 +124,15 @@ class Exchange:
                 "GROUP BY ALL"
             )
             joins += (
-                f" SEMI JOIN newest n ON n.key = v.{key} AND n.ts = v.{ts} "
-                f"AND n.created IS NOT DISTINCT FROM v.{created}"
+                f" SEMI JOIN newest n ON n.key = v.{key} AND n.ts = v.{ts}::TIMESTAMPTZ "
+                f"AND n.created IS NOT DISTINCT FROM v.{created}::TIMESTAMPTZ"
             )
         db.execute(
             "CREATE OR REPLACE TEMP TABLE picked AS SELECT v.file_index AS file, "
             "v.file_row_number AS row, "
             f"(hash(v.{key}) % {self.partitions})::INTEGER AS partition "
-            f"FROM {read_files(files)} v {joins} WHERE v.{ts} < {instant(source.end)} ORDER BY ALL"
+            f"FROM {read_files(files)} v {joins} "
+            f"WHERE v.{ts}::TIMESTAMPTZ < {instant(source.end)} ORDER BY ALL"
         )
         return int(db.sql("SELECT count(*) FROM picked").fetchall()[0][0])
 
@@ -140,24 +145,19 @@ class Exchange:
         bar: tqdm[Any],
     ) -> None:
         """Write the picked rows of a view, several stretches of its files at the same time."""
-        names = list(dict.fromkeys([view.key, view.timestamp, view.created, *view.fields]))
-        schema = _schema(files[0], names, view)
+        schema = _schema(files[0], view)
         # Always one piece: it says the columns' types.
         _write_piece([schema.empty_table()], [np.zeros(0, np.int32)], self.partitions, folder)
+        waiting: set[Future[int]] = set()
         with ThreadPoolExecutor(self._readers) as pool:
-            for index, path in enumerate(files):
-                found = db.sql(
-                    f"SELECT row, partition FROM picked WHERE file = {index} ORDER BY row"
-                ).to_arrow_table()
-                rows, numbers = (found.column(c).to_numpy() for c in ("row", "partition"))
-                tasks = [
-                    pool.submit(
-                        _cut_stretch, stretch, schema, rows, numbers, self.partitions, folder
-                    )
-                    for stretch in _stretches(path, rows)
-                ]
-                for task in as_completed(tasks):
-                    bar.update(task.result())
+            for stretch in _stretches(db, files):
+                waiting.add(
+                    pool.submit(_cut_stretch, stretch, schema, view, self.partitions, folder)
+                )
+                if len(waiting) > 2 * self._readers:
+                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    bar.update(sum(future.result() for future in done))
+            bar.update(sum(future.result() for future in waiting))
 
 
 class _Partition(RawSource):
@@ -212,69 +212,56 @@ class _Partition(RawSource):
             yield from pa.table(arrays).combine_chunks().to_batches()
 
 
-_ROW = "palate_row"
-
-
 @dataclass(frozen=True)
-class _Stretch:
-    """Row groups of a file that one thread reads."""
+class _Part:
+    """Rows of one row group that are wanted."""
 
     path: Path
-    groups: list[int]
-    starts: list[int]  # row number of each group's first row
+    group: int
+    rows: npt.NDArray[np.int64]  # ascending places in the row group
+    partitions: npt.NDArray[np.int32]
 
 
-def _stretches(path: Path, picked: npt.NDArray[np.int64]) -> Iterator[_Stretch]:
-    """Cut a file into stretches; a row group without a picked row is in none."""
-    metadata = pq.read_metadata(path)
-    groups: list[int] = []
-    starts: list[int] = []
-    start, held = 0, 0
-    for group in range(metadata.num_row_groups):
-        rows = metadata.row_group(group).num_rows
-        low, high = np.searchsorted(picked, [start, start + rows]).tolist()
-        if high > low:
-            groups.append(group)
-            starts.append(start)
-            held += rows
-        start += rows
-        if held >= _STRETCH_ROWS:
-            yield _Stretch(path, groups, starts)
-            groups, starts, held = [], [], 0
-    if groups:
-        yield _Stretch(path, groups, starts)
+def _stretches(db: duckdb.DuckDBPyConnection, files: list[Path]) -> Iterator[list[_Part]]:
+    """Yield the picked rows in stretches for one thread each; many small files make one stretch."""
+    stretch: list[_Part] = []
+    held = 0
+    for index, path in enumerate(files):
+        found = db.sql(
+            f"SELECT row, partition FROM picked WHERE file = {index} ORDER BY row"
+        ).to_arrow_table()
+        if not found.num_rows:
+            continue
+        rows, partitions = (found.column(name).to_numpy() for name in ("row", "partition"))
+        metadata = pq.read_metadata(path)
+        sizes = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
+        ends = np.cumsum(sizes)
+        bounds = np.searchsorted(rows, ends).tolist()
+        for group, (low, high) in enumerate(zip([0, *bounds[:-1]], bounds, strict=True)):
+            if high == low:
+                continue  # a row group without a picked row is not read
+            first = int(ends[group]) - sizes[group]
+            stretch.append(_Part(path, group, rows[low:high] - first, partitions[low:high]))
+            held += sizes[group]
+            if held >= _STRETCH_ROWS:
+                yield stretch
+                stretch, held = [], 0
+    if stretch:
+        yield stretch
 
 
 def _cut_stretch(
-    stretch: _Stretch,
-    schema: pa.Schema,
-    picked: npt.NDArray[np.int64],
-    partitions: npt.NDArray[np.int32],
-    count: int,
-    folder: Path,
+    stretch: list[_Part], schema: pa.Schema, view: RawView, count: int, folder: Path
 ) -> int:
-    """Write the picked rows of a stretch in pieces; return how many they are."""
+    """Write the rows of a stretch in pieces; return how many they are."""
     most = max(_PIECE_BYTES, count * _PART_BYTES)
     held: list[pa.Table] = []
     numbers: list[npt.NDArray[np.int32]] = []
     size, done = 0, 0
-    file = pq.ParquetFile(stretch.path)
-    for group, first in zip(stretch.groups, stretch.starts, strict=True):
-        start = first
-        batches = file.iter_batches(
-            _READ_ROWS, row_groups=[group], columns=schema.names, use_threads=False
-        )
-        for batch in batches:
-            low, high = np.searchsorted(picked, [start, start + batch.num_rows]).tolist()
-            own = picked[low:high] - start
-            start += batch.num_rows
-            if high == low:
-                continue
-            rows = pa.Table.from_batches([batch]).select(schema.names).cast(schema)
-            if len(own) < rows.num_rows:
-                rows = rows.take(pa.array(own))
+    for part in stretch:
+        for rows, partitions in _wanted(part, schema, view):
             held.append(rows)
-            numbers.append(partitions[low:high])
+            numbers.append(partitions)
             size, done = size + rows.nbytes, done + rows.num_rows
             if size >= most:
                 _write_piece(held, numbers, count, folder)
@@ -282,6 +269,35 @@ def _cut_stretch(
     if held:
         _write_piece(held, numbers, count, folder)
     return done
+
+
+def _wanted(
+    part: _Part, schema: pa.Schema, view: RawView
+) -> Iterator[tuple[pa.Table, npt.NDArray[np.int32]]]:
+    """Read a row group in batches; yield the wanted rows of each and their partitions."""
+    file = pq.ParquetFile(part.path)
+    missing = sorted(set(schema.names) - set(file.schema_arrow.names))
+    if missing:
+        raise DataFault(
+            f"{part.path} lacks the columns {', '.join(missing)} of view {view.name!r}, which "
+            "other files of its folder have. Write the file again, or remove it."
+        )
+    start = 0
+    for batch in file.iter_batches(
+        _READ_ROWS, row_groups=[part.group], columns=schema.names, use_threads=False
+    ):
+        low, high = np.searchsorted(part.rows, [start, start + batch.num_rows]).tolist()
+        own = part.rows[low:high] - start
+        start += batch.num_rows
+        if not len(own):
+            continue
+        columns = [
+            # Times lose what is finer than a microsecond; any other loss is an error.
+            batch.column(field.name).cast(field.type, safe=not pa.types.is_timestamp(field.type))
+            for field in schema
+        ]
+        rows = pa.table(columns, schema=schema)
+        yield rows if len(own) == len(rows) else rows.take(pa.array(own)), part.partitions[low:high]
 
 
 def _write_piece(
@@ -299,14 +315,29 @@ def _write_piece(
             writer.write_batch(batch.slice(start, stop - start))
 
 
-def _schema(file: Path, names: list[str], view: RawView) -> pa.Schema:
-    """Return the columns of a view's files, times in microseconds and UTC."""
+def _schema(file: Path, view: RawView) -> pa.Schema:
+    """Return the columns of a view's files: plain types, times in microseconds and UTC."""
     stored = pq.read_schema(file)
     times = {view.timestamp, view.created}
-    instant_type = pa.timestamp("us", "UTC")
     return pa.schema(
-        [(name, instant_type if name in times else stored.field(name).type) for name in names]
+        [
+            (name, _INSTANT if name in times else _plain(stored.field(name).type))
+            for name in dict.fromkeys([view.key, *sorted(times), *view.fields])
+        ]
     )
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """Return the type that DuckDB would answer for it, which the encoder reads."""
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return pa.list_(_plain(kind.value_type))
+    if pa.types.is_list(kind):
+        return pa.list_(_plain(kind.value_type))
+    return kind
 
 
 def _read(folder: Path, number: int) -> pa.Table:

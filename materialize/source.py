@@ -58,8 +58,11 @@ class RawView:
 
     @property
     def table(self) -> str:
-        """SQL that reads all rows."""
-        return read_files(parquet_files(self.folder))
+        """SQL that reads all rows, with times in microseconds and UTC as everything else has."""
+        times = ", ".join(
+            f'"{name}"::TIMESTAMPTZ AS "{name}"' for name in {self.timestamp, self.created}
+        )
+        return f"(SELECT * REPLACE ({times}) FROM {read_files(parquet_files(self.folder))})"
 
 
 def resolve_views(store: FeatureStore, names: Sequence[str]) -> list[RawView]:

@@ -278,3 +278,41 @@ def test_event_time_may_stand_for_created_time(tmp_path: Path) -> None:
     exchange = Exchange(source, tmp_path / "exchange", 3)
     exchange.build(progress=False)
     assert sum(len(_read(exchange.partition(n))) for n in range(3)) == 6
+
+
+def test_a_file_without_a_column_is_named(tmp_path: Path) -> None:
+    source = _source(tmp_path, {"one": [(u, 0, 0, 1.0) for u in range(9)]}, end=_at(5))
+    path = tmp_path / "one" / "b.parquet"
+    columns = pq.read_table(path)
+    exchange = Exchange(source, tmp_path / "exchange", 3)
+    pq.write_table(columns.drop_columns("value"), path)
+    with pytest.raises(DataFault, match=r"b\.parquet lacks the columns value of view 'one'"):
+        exchange.build(progress=False)
+
+
+def test_types_that_arrow_alone_knows_become_plain_ones(tmp_path: Path) -> None:
+    folder = tmp_path / "one"
+    folder.mkdir()
+    moments = [_at(h) for h in range(4)]
+    words = pa.array(["a", "b", "a", "c"])
+    table = pa.table(
+        {
+            "user_id": pa.array(["u", "v", "w", "x"], pa.large_string()),
+            "value": pa.array([[1.0], [2.0], None, [4.0]], pa.large_list(pa.float32())),
+            "word": words.dictionary_encode(),
+            "event_timestamp": pa.array(moments, pa.timestamp("ns", "UTC")),
+            "created_timestamp": pa.array(moments, pa.timestamp("ms", "Asia/Kathmandu")),
+        }
+    )
+    pq.write_table(table, folder / "a.parquet")
+    view = RawView("one", folder, ("value", "word"), "event_timestamp", "created_timestamp")
+    source = RawSource([view], end=_at(9), memory_limit_mb=256, spill=tmp_path / "spill")
+    exchange = Exchange(source, tmp_path / "exchange", 2)
+    exchange.build(progress=False)
+    tables = [pa.Table.from_batches(exchange.partition(n).batches()) for n in range(2)]
+    found = pa.concat_tables(tables).sort_by("user_id")
+    whole = pa.Table.from_batches(source.batches()).sort_by("user_id")
+    assert found.to_pylist() == whole.to_pylist()
+    assert found.schema.types == [
+        *(pa.string(), pa.timestamp("us", "UTC"), pa.list_(pa.float32()), pa.string())
+    ]
