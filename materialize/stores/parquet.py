@@ -26,12 +26,12 @@ from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMeta
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import RepoConfig
 
-from materialize.stores import pit
 from materialize.stores.append import any_file, append_rows, reading
 from materialize.stores.compact import compact_fields, round_trip_column
 from materialize.stores.parquet_files import as_stored, folder_of, is_local_parquet
 from materialize.stores.parquet_job import ParquetJob
 from materialize.stores.parquet_settings import ParquetSettings, connection, settings_of
+from materialize.stores.parquet_sql import column_types, newest_rows, rows_between
 from materialize.stores.retrieval import Wanted, entity_rows, join_views
 
 __all__ = ["PalateParquetOfflineStore", "PalateParquetOfflineStoreConfig"]
@@ -170,7 +170,7 @@ class PalateParquetOfflineStore(DuckDBOfflineStore):
         return _pull(
             config,
             data_source,
-            lambda files, types: pit.newest_rows(
+            lambda files, types: newest_rows(
                 files, types, columns, times, join_key_columns, start_date, end_date
             ),
         )
@@ -203,9 +203,7 @@ class PalateParquetOfflineStore(DuckDBOfflineStore):
         return _pull(
             config,
             data_source,
-            lambda files, types: pit.rows_between(
-                files, types, columns, times, start_date, end_date
-            ),
+            lambda files, types: rows_between(files, types, columns, times, start_date, end_date),
         )
 
     @staticmethod
@@ -283,6 +281,6 @@ def _pull(
     @contextmanager
     def result(batch_rows: int) -> Iterator[pa.RecordBatchReader]:
         with reading(folder_of(config, source)) as files, connection(settings) as db:
-            yield db.sql(query(files, pit.column_types(db, files))).to_arrow_reader(batch_rows)
+            yield db.sql(query(files, column_types(db, files))).to_arrow_reader(batch_rows)
 
     return ParquetJob(result, combine=True, repo_path=str(config.repo_path))

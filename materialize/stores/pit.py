@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Literal
 
@@ -12,19 +11,21 @@ import duckdb
 import pyarrow as pa
 
 from encoder.errors import DataFault
-from transforms.engine import quoted
+from materialize.stores.parquet_sql import ROW, UNKNOWN, microseconds, name, scan
 
-__all__ = ["CreatedFilter", "History", "column_types", "join", "newest_rows", "rows_between"]
+__all__ = ["CreatedFilter", "History", "join"]
 
 CreatedFilter = Literal["off", "pushed", "all"]
 """Rows of which files count only from their created timestamp on."""
 
-_ROW = "file_index::BIGINT * 1099511627776 + file_row_number AS rid"  # 2**40 rows a file
-_UNKNOWN = -(2**62)
-"""Created timestamp of a row that has none: every known one is newer."""
 _PAIRED = 16
-"""With no more late entity rows than this a key, each is compared with the key's whole history:
-that takes at most as many comparisons a history row, and no sort."""
+"""Up to so many entity rows of a key (or of a key and bucket) are compared with each of its rows:
+so many comparisons a row of the history at most, and no sort."""
+_NEAR_ROWS, _NEAR_RATIO = 1_000_000, 4
+"""The nearest rows are sought first from so many rows on, and so many an entity row: below, the
+sort of an ASOF join takes no time worth saving."""
+_NEAR_BUCKET = 4
+"""Rows of a key that a bucket holds, about."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def join(
     Parameters
     ----------
     db : duckdb connection
-        Its zone is UTC; temporary tables ``matched`` and ``late`` are replaced.
+        Its zone is UTC; temporary tables ``entities``, ``matched`` and
+        ``late`` are replaced.
     spine : pyarrow.Table
         ``row`` int64 0..n-1, ``moment`` int64 (us since the epoch, null: never), and the entity
         columns that ``history.keys`` names.
@@ -90,13 +92,16 @@ def join(
 
     Notes
     -----
-    The match reads keys and times alone; the fields are read once, for the rows that matched. The
-    match finds the newest event; where that was created after the entity row's moment, those entity
-    rows alone are matched again. Rows that share an event time show in the number of rows that come
-    back; then, and only then, all rows are matched exactly, by `_exact`.
+    The match reads keys and times alone; the fields are read once, for the rows that matched. An
+    ASOF join finds the newest event, or, in a history that is long beside the entity rows and where
+    these are spread, a hash join on key and time bucket, which sorts nothing. Entity rows whose
+    newest event was created after their moment, or is not near, are matched again. Rows that share
+    an event time show in the number of rows that come back; then, and only then, all rows are
+    matched exactly, by `_exact`.
     """
     _check_columns(history)
     db.register("spine", spine)
+    db.execute(f"CREATE OR REPLACE TEMP TABLE entities AS {_entities(history)}")
     equal = " AND ".join(f"m.k{i} = h.k{i}" for i in range(len(history.keys) or 1))
     fields = [f"{name(source)} AS f{i}" for i, source in enumerate(history.fields.values())]
     wanted = ", ".join(f"h.f{i}" for i in range(len(fields)))
@@ -105,14 +110,18 @@ def join(
     filtered = {"off": False, "pushed": history.exempt < len(history.files), "all": True}[created]
     filtered = filtered and history.created is not None
 
-    known = ["known"] if filtered else []
-    db.execute(
-        f"CREATE OR REPLACE TEMP TABLE matched AS SELECT m.*, h.ts{', h.known' * filtered} "
-        f"FROM ({_entities(history)}) m ASOF LEFT JOIN ({rows.select('ts', *known)}) h "
-        f"ON {equal} AND m.moment >= h.ts"
-    )
-    if filtered:
-        _look_further_back(db, rows, equal)
+    buckets = _buckets(db, rows, spine.num_rows)
+    if buckets:
+        _nearest(db, rows, equal, *buckets)
+    else:
+        later = "h.ts IS NOT NULL AND coalesce(h.known > m.moment, true)" if filtered else "false"
+        known = ["known"] if filtered else []
+        db.execute(
+            f"CREATE OR REPLACE TEMP TABLE matched AS SELECT m.*, h.ts, {later} AS open "
+            f"FROM entities m ASOF LEFT JOIN ({rows.select('ts', *known)}) h "
+            f"ON {equal} AND m.moment >= h.ts"
+        )
+    _look_further_back(db, rows, equal)
     if history.ttl_us:
         db.execute(f"UPDATE matched SET ts = NULL WHERE moment - ts > {history.ttl_us}")
     table = db.sql(
@@ -132,12 +141,55 @@ def join(
     return table.rename_columns(list(history.fields))
 
 
-def _look_further_back(db: duckdb.DuckDBPyConnection, rows: _Rows, equal: str) -> None:
-    """Give the entity rows whose newest event was created too late the newest one that was not."""
-    db.execute(
-        "CREATE OR REPLACE TEMP TABLE late AS SELECT * FROM matched "
-        "WHERE ts IS NOT NULL AND coalesce(known > moment, true)"
+def _buckets(db: duckdb.DuckDBPyConnection, rows: _Rows, asked: int) -> tuple[int, int] | None:
+    """Return the history's first event time and how wide the buckets of `_nearest` are (us).
+
+    None where an ASOF join takes less time, or as much.
+    """
+    (total,) = db.sql(f"SELECT count(*) FROM {rows.source}").fetchall()[0]
+    if total < _NEAR_ROWS or total < _NEAR_RATIO * asked:
+        return None
+    keys, first, last = db.sql(
+        f"SELECT approx_count_distinct(({rows.key_names})), min(ts), max(ts) "
+        f"FROM ({rows.select('ts')})"
+    ).fetchall()[0]
+    if first is None:
+        return None
+    width = _NEAR_BUCKET * (last - first) * keys // total
+    if not 0 < 2 * width <= last - first:  # so few rows a key that the buckets leave none out
+        return None
+    (most,) = db.sql(
+        "SELECT coalesce(max(n), 0) FROM (SELECT count(*) AS n FROM entities "
+        f"GROUP BY {rows.key_names}, moment // {width})"
+    ).fetchall()[0]
+    # Crowded entity rows would be compared with the same rows over and over.
+    return (first, width) if most <= _PAIRED else None
+
+
+def _nearest(
+    db: duckdb.DuckDBPyConnection, rows: _Rows, equal: str, first: int, width: int
+) -> None:
+    """Make table ``matched`` from the rows in the bucket of each moment and in the one before.
+
+    Rows of other buckets are older than these, so that the newest known row among these is the
+    newest known of all. Where there is none, the entity row stays open.
+    """
+    near = (
+        "SELECT m.row, max(h.ts) AS ts FROM ("
+        f"SELECT *, unnest([moment // {width}, moment // {width} - 1]) AS bucket FROM entities) m "
+        f"JOIN (SELECT *, ts // {width} AS bucket FROM ({rows.select('ts', 'known')})) h "
+        f"ON {equal} AND m.bucket = h.bucket AND h.known <= m.moment GROUP BY m.row"
     )
+    db.execute(
+        "CREATE OR REPLACE TEMP TABLE matched AS "
+        f"SELECT m.*, n.ts, n.ts IS NULL AND m.moment >= {first} AS open "
+        f"FROM entities m LEFT JOIN ({near}) n ON m.row = n.row"
+    )
+
+
+def _look_further_back(db: duckdb.DuckDBPyConnection, rows: _Rows, equal: str) -> None:
+    """Give the entity rows that are open the newest row that was known at their moment."""
+    db.execute("CREATE OR REPLACE TEMP TABLE late AS SELECT * FROM matched WHERE open")
     most = db.sql(
         f"SELECT max(n) FROM (SELECT count(*) AS n FROM late GROUP BY {rows.key_names})"
     ).fetchall()[0][0]
@@ -202,9 +254,9 @@ def _rows(history: History, created: CreatedFilter) -> _Rows:
     keys = tuple(f"{name(key)} AS k{i}" for i, key in enumerate(history.keys)) or ("0 AS k0",)
     columns = {
         "ts": f"{ts} AS ts",
-        "cr": f"coalesce({cr}, {_UNKNOWN}) AS cr",
+        "cr": f"coalesce({cr}, {UNKNOWN}) AS cr",
         "known": f"{known} AS known",
-        "rid": _ROW,
+        "rid": ROW,
     }
     return _Rows(keys, columns, scan(history.files))
 
@@ -212,118 +264,6 @@ def _rows(history: History, created: CreatedFilter) -> _Rows:
 def _entities(history: History) -> str:
     keys = [f"{name(column)} AS k{i}" for i, column in enumerate(history.keys.values())]
     return f"SELECT row, moment, {', '.join(keys) or '0 AS k0'} FROM spine"
-
-
-def rows_between(
-    files: Sequence[Path],
-    types: Mapping[str, str],
-    columns: Sequence[str],
-    times: Sequence[str],
-    start: datetime | None,
-    end: datetime | None,
-) -> str:
-    """Return a query for all rows whose event time lies in ``[start, end]``.
-
-    Parameters
-    ----------
-    files, types
-        See `History`.
-    columns : sequence of str
-        Of the files, in the result's order.
-    times : sequence of str
-        Those of ``columns`` that hold times, the event time first; they come as microseconds, UTC.
-    start, end : datetime or None
-        Both inclusive; a naive one is local time, as it is for stock Feast.
-    """
-    return f"SELECT {_listed(columns, times, types)} FROM {scan(files)} WHERE " + _between(
-        times[0], types, start, end
-    )
-
-
-def newest_rows(
-    files: Sequence[Path],
-    types: Mapping[str, str],
-    columns: Sequence[str],
-    times: Sequence[str],
-    keys: Sequence[str],
-    start: datetime | None,
-    end: datetime | None,
-) -> str:
-    """Return a query for each key's newest row in ``[start, end]``; ties by created time.
-
-    Parameters are those of `rows_between`, and ``keys``, columns of the files; without any there is
-    one row in all. The choice reads keys and times alone.
-    """
-    grouped = ", ".join(name(key) for key in keys) or "()"
-    created = microseconds(times[1], types) if len(times) > 1 else "NULL::BIGINT"
-    choice = (
-        f"{{'ts': {microseconds(times[0], types)}, 'cr': coalesce({created}, {_UNKNOWN}), "
-        "'rid': rid}"
-    )
-    return (
-        f"WITH best AS (SELECT max({choice}).rid AS rid FROM (SELECT *, {_ROW} FROM {scan(files)} "
-        f"WHERE {_between(times[0], types, start, end)}) GROUP BY {grouped}) "
-        f"SELECT {_listed(columns, times, types)} FROM (SELECT *, {_ROW} FROM {scan(files)}) "
-        "SEMI JOIN best USING (rid)"
-    )
-
-
-def _listed(columns: Sequence[str], times: Sequence[str], types: Mapping[str, str]) -> str:
-    return ", ".join(
-        f"make_timestamp({microseconds(column, types)}) AT TIME ZONE 'UTC' AS {name(column)}"
-        if column in times
-        else name(column)
-        for column in columns
-    )
-
-
-def _between(
-    column: str, types: Mapping[str, str], start: datetime | None, end: datetime | None
-) -> str:
-    """Return SQL for ``start <= column <= end``."""
-    # The bare column where DuckDB can compare it, so that it skips row groups by their statistics.
-    native = "NS" not in types[column]
-    moment = name(column) if native else microseconds(column, types)
-    parts = ["true"]
-    for operator, bound in ((">=", start), ("<=", end)):
-        if bound is not None:
-            utc = bound.astimezone(timezone.utc)
-            us = (utc - datetime(1970, 1, 1, tzinfo=timezone.utc)) // timedelta(microseconds=1)
-            literal = f"TIMESTAMPTZ '{utc.isoformat()}'" if native else str(us)
-            parts.append(f"{moment} {operator} {literal}")
-    return " AND ".join(parts)
-
-
-def microseconds(column: str, types: Mapping[str, str]) -> str:
-    """Return SQL for a time column as microseconds since the epoch (floored), naive read as UTC.
-
-    DuckDB 2.0 neither casts a nanosecond timestamp with time zone nor takes its ``epoch_us``.
-    """
-    kind = types[column]
-    if "NS" in kind:
-        ns = f"epoch_ns({name(column)})"
-        return f"(({ns} - (({ns} % 1000) + 1000) % 1000) // 1000)"
-    return f"epoch_us({name(column)})"
-
-
-def scan(files: Sequence[Path]) -> str:
-    """Return the table function that reads exactly these files, in this order.
-
-    Files are matched by column name, and what an older file lacks is null; ``key=value`` in a path
-    is a name, not a column.
-    """
-    paths = ", ".join(quoted(path) for path in files)
-    return f"read_parquet([{paths}], union_by_name=true, hive_partitioning=false)"
-
-
-def column_types(db: duckdb.DuckDBPyConnection, files: Sequence[Path]) -> dict[str, str]:
-    """Return column -> DuckDB type of the files taken together."""
-    return {row[0]: row[1] for row in db.sql(f"DESCRIBE SELECT * FROM {scan(files)}").fetchall()}
-
-
-def name(identifier: str) -> str:
-    """Return a quoted SQL identifier."""
-    return '"' + identifier.replace('"', '""') + '"'
 
 
 def _check_columns(history: History) -> None:

@@ -19,6 +19,7 @@ from materialize.stores import pit
 from materialize.stores.append import is_pushed, reading
 from materialize.stores.parquet_files import DUMMY_ENTITY, INSTANT, folder_of
 from materialize.stores.parquet_settings import ParquetSettings, connection
+from materialize.stores.parquet_sql import column_types
 
 __all__ = ["Wanted", "entity_rows", "join_views"]
 
@@ -122,7 +123,7 @@ def join_views(
         db = stack.enter_context(connection(settings))
         for one in wanted:
             files = stack.enter_context(reading(folder_of(config, one.source)))
-            history = one.history(files, pit.column_types(db, files), settings)
+            history = one.history(files, column_types(db, files), settings)
             spine = pa.table(
                 {
                     "row": row,

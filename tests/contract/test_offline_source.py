@@ -71,8 +71,10 @@ def reference(
     return answers
 
 
+NEAR = {"_NEAR_ROWS": 0, "_NEAR_RATIO": 0, "_NEAR_BUCKET": 1}
+WAYS = [{"_PAIRED": 16}, {"_PAIRED": 0}, NEAR, NEAR | {"_PAIRED": 2}]
 _histories = st.lists(
-    st.tuples(st.integers(0, 3), st.integers(0, 8), st.integers(0, 10)), min_size=1, max_size=14
+    st.tuples(st.integers(0, 3), st.integers(0, 8), st.integers(0, 10)), min_size=1, max_size=20
 )
 _asked = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9)), min_size=1, max_size=8)
 
@@ -82,7 +84,7 @@ _asked = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9)), min_size=1, m
     asked=_asked,
     ttl=st.sampled_from([0, 2]),
     strict=st.booleans(),
-    paired=st.sampled_from([0, 16]),
+    ways=st.sampled_from(WAYS),
 )
 def test_each_entity_row_gets_what_a_row_by_row_search_finds(
     repository: Repository,
@@ -90,11 +92,11 @@ def test_each_entity_row_gets_what_a_row_by_row_search_finds(
     asked: list[tuple[int, int]],
     ttl: int,
     strict: bool,
-    paired: int,
+    ways: dict[str, int],
 ) -> None:
     """Values, kept rows, duplicates, ttl, ties and the created filter, for any small history.
 
-    ``paired`` chooses between our two ways of looking further back, by the number of rows.
+    ``ways`` sets the numbers of rows by which our store chooses how it searches.
     """
     name = f"any_{ttl}"
     if name not in repository.declared:
@@ -103,7 +105,7 @@ def test_each_entity_row_gets_what_a_row_by_row_search_finds(
     half = len(rows) // 2
     repository.write(name, rows[: half or 1], "a")
     repository.write(name, rows[half or 1 :], "b")
-    with mock.patch.object(pit, "_PAIRED", paired):
+    with mock.patch.multiple(pit, **ways):
         frame = repository.ask(
             entity_rows(asked), f"{name}:value", filter_by_created_timestamp=strict
         )
