@@ -75,6 +75,10 @@ class Exchange:
         working = self._folder.with_name(f"{self._folder.name}.tmp")
         shutil.rmtree(working, ignore_errors=True)
         with self._source.connection() as db:
+            # The other half is for the rows, which DuckDB does not see.
+            db.execute(
+                f"SET memory_limit = '{max(_LEAST_MB, self._source.memory_limit_mb // 2)}MiB'"
+            )
             if self._source.start is not None:
                 db.execute(f"CREATE TEMP TABLE chosen AS {self._chosen_users()}")
             for k, view in enumerate(self._source.views):
@@ -91,6 +95,7 @@ class Exchange:
                 ) as bar:
                     self._cut(db, view, files, folder, bar)
         os.replace(working, self._folder)
+        pa.default_memory_pool().release_unused()  # workers come next
 
     def partition(self, number: int) -> RawSource:
         """Return the rows of one partition, 0 to ``partitions`` - 1."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["PartitionDone", "PartitionTask", "PartitionWorker", "Throttle", "partition_numbers"]
 
 _ENCODE_ROWS = 8_192
-_ONLINE_ROWS = 8_192
+_ONLINE_ROWS = 25_000  # a transaction of the SQL stores; Redis cuts it smaller itself
 
 
 @dataclass(frozen=True)
