@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from encoder.errors import TransientError
+from materialize import compaction
 from materialize.compaction import compact
 from materialize.stores.append import Manifest, append_rows, live_files, locked, reading
 from tests.offline import table_of
@@ -78,8 +79,6 @@ def compact_and_die(folder: str, step: str, when: str) -> None:
     import os
     import signal
 
-    from materialize import compaction
-
     real = getattr(compaction, step)
 
     def dying(*args: Any, **kwargs: Any) -> Any:
@@ -101,7 +100,9 @@ def test_two_compactions_do_not_run_at_once(tmp_path: Path) -> None:
         compact(tmp_path / "v")
 
 
-def test_readers_beside_pushes_and_compactions_see_every_earlier_row_once(tmp_path: Path) -> None:
+def test_readers_beside_pushes_and_compactions_see_every_earlier_row_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "v"
     rows = small_files(folder)
     done = threading.Event()
@@ -112,6 +113,8 @@ def test_readers_beside_pushes_and_compactions_see_every_earlier_row_once(tmp_pa
             compact(folder, wait_seconds=10)
         done.set()
 
+    # Readers leave few gaps here; asking more often finds one sooner.
+    monkeypatch.setattr(compaction, "_POLL_SECONDS", 0.001)
     worker = threading.Thread(target=work)
     worker.start()
     seen, deadline = 0, time.monotonic() + 100
