@@ -194,22 +194,22 @@ class RawSource:
         An ``end`` after the newest raw row counts as none: the job that runs every hour up to now
         has something to do only when raw rows came.
         """
-        end = self.end if self._newest() >= self.end else None
-        digest = hashlib.sha256(f"{self.start}|{end}|{self.history}".encode())
-        for view in self.views:
-            for path in parquet_files(view.folder):
-                rows = pq.read_metadata(path).num_rows
-                line = f"{view.name}|{path.relative_to(view.folder)}|{path.stat().st_size}|{rows}\n"
-                digest.update(line.encode())
+        with self.connection() as db:
+            end = self.end if self._newest(db) >= self.end else None
+            digest = hashlib.sha256(f"{self.start}|{end}|{self.history}".encode())
+            for view in self.views:
+                for path in parquet_files(view.folder):
+                    name, rows = path.relative_to(view.folder), pq.read_metadata(path).num_rows
+                    line = f"{view.name}|{name}|{path.stat().st_size}|{rows}\n"
+                    digest.update(line.encode())
         return digest.hexdigest()[:12]
 
-    def _newest(self) -> datetime:
+    def _newest(self, db: duckdb.DuckDBPyConnection) -> datetime:
         """Return the event time of the newest raw row."""
         newest = " UNION ALL ".join(
             f'SELECT max("{view.timestamp}") AS moment FROM {view.table}' for view in self.views
         )
-        with self.connection() as db:
-            table = db.sql(f"SELECT max(moment) AS moment FROM ({newest})").to_arrow_table()
+        table = db.sql(f"SELECT max(moment) AS moment FROM ({newest})").to_arrow_table()
         moment: datetime | None = table.column("moment")[0].as_py()
         return self.end if moment is None else moment
 

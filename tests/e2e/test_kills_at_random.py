@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+import uuid
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -143,7 +144,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path, redis_server: Server) 
     # The same repository with our Redis store: a project of its own keeps its keys apart.
     path = tmp_path / "repo" / "feature_store.yaml"
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    config["project"] = f"kills_{request.param}"
+    config["project"] = f"kills_{uuid.uuid4().hex[:8]}"
     config["online_store"] = PROFILES["palate-redis"].settings(redis_server, "")
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     context = Context(tmp_path / "repo")
