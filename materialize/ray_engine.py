@@ -75,38 +75,33 @@ def on_ray(
     if not numbers:
         return
     job = settings.file.materialize
-    started = _connect(job)
-    try:
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False  # the run has its own
-        partitions = ray.data.from_items(
-            [{"number": number} for number in numbers], override_num_blocks=len(numbers)
-        )
-        rate = job.online_rows_per_second
-        rows = partitions.map(
-            _do,  # type: ignore[arg-type]  # takes fn_args too, which Ray's type does not know
-            fn_args=(_Run(uuid.uuid4().hex, task, settings.repo, rate and rate / job.workers),),
-            # Tasks, not actors: Ray repeats a task whose process died, on another one.
-            compute=ray.data.TaskPoolStrategy(size=job.workers),
-        )
-        for row in rows.iter_rows():
-            yield _done(row)
-    finally:
-        if started:
-            ray.shutdown()
+    _connect(job)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False  # the run has its own
+    partitions = ray.data.from_items(
+        [{"number": number} for number in numbers], override_num_blocks=len(numbers)
+    )
+    rate = job.online_rows_per_second
+    rows = partitions.map(
+        _do,  # type: ignore[arg-type]  # takes fn_args too, which Ray's type does not know
+        fn_args=(_Run(uuid.uuid4().hex, task, settings.repo, rate and rate / job.workers),),
+        # Tasks, not actors: Ray repeats a task whose process died, on another one.
+        compute=ray.data.TaskPoolStrategy(size=job.workers),
+    )
+    for row in rows.iter_rows():
+        yield _done(row)
 
 
-def _connect(job: JobSettings) -> bool:
-    """Join a Ray cluster, or start one here; return whether it is ours to stop."""
+def _connect(job: JobSettings) -> None:
+    """Join a Ray cluster, or start one here, which the process's next runs use and its end ends."""
     import ray
 
     if ray.is_initialized():
-        return False
+        return
     address = os.environ.get("RAY_ADDRESS")
     here: dict[str, Any] = {} if address else {"num_cpus": job.workers, "include_dashboard": False}
     ray.init(log_to_driver=False, configure_logging=False, **here)
     _log.info("ray: %s", address or f"started here with {job.workers} workers")
-    return True
 
 
 def _done(row: dict[str, Any]) -> PartitionDone:

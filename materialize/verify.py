@@ -18,7 +18,7 @@ from transforms.names import USER_KEY
 if TYPE_CHECKING:
     from feast import FeatureStore
 
-__all__ = ["check_embeddings", "verify_count", "verify_file", "verify_online"]
+__all__ = ["check_embeddings", "row_count", "verify_count", "verify_file", "verify_online"]
 
 _SAMPLE = 200
 
@@ -60,20 +60,24 @@ def verify_file(path: Path, written: pa.Table) -> None:
         )
 
 
-def verify_count(folder: Path, expected_rows: int) -> int:
-    """Check how many rows a run has offline, and return it.
+def row_count(folder: Path) -> int:
+    """Return how many rows a run's files hold, from their footers."""
+    return sum(pq.read_metadata(path).num_rows for path in parquet_files(folder))
+
+
+def verify_count(where: str, rows: int, expected_rows: int) -> None:
+    """Check how many rows a run has.
 
     Raises
     ------
     VerificationFailed
+        Names ``where``.
     """
-    rows: int = sum(pq.read_metadata(path).num_rows for path in parquet_files(folder))
     if rows != expected_rows:
         raise VerificationFailed(
-            f"{folder} holds {rows} rows, {expected_rows} are expected from the raw features. Did "
+            f"{where} holds {rows} rows, {expected_rows} are expected from the raw features. Did "
             "raw features change during the run? Run the command again."
         )
-    return rows
 
 
 def verify_online(store: FeatureStore, view: str, folder: Path) -> int:

@@ -27,7 +27,7 @@ from materialize.metrics import RunMetrics
 from materialize.partition import PartitionTask, partition_numbers
 from materialize.source import RawSource
 from materialize.stores.append import locked
-from materialize.verify import verify_count, verify_online
+from materialize.verify import row_count, verify_count, verify_online
 from materialize.workers import run_partitions
 
 if TYPE_CHECKING:
@@ -191,9 +191,10 @@ class ViewRun:
             self._online,
         )
         counts = self._do_partitions(task, numbers, run, metrics, progress=progress)
+        verify_count(f"Run {self.run_id}", counts["rows"], int(run.plan["rows"]))
         if self._space is not None:
             folder.mkdir(parents=True, exist_ok=True)  # a run without rows is published, too
-            verify_count(folder, int(run.plan["rows"]))
+            verify_count(str(folder), row_count(folder), int(run.plan["rows"]))
             if self._online:
                 verify_online(self._store, self._view, folder)
             if folder != published:

@@ -12,7 +12,13 @@ import pytest
 from encoder.errors import VerificationFailed
 from materialize.embedding_rows import embedding_schema, encode_rows
 from materialize.ledger import Space
-from materialize.verify import check_embeddings, verify_count, verify_file, verify_online
+from materialize.verify import (
+    check_embeddings,
+    row_count,
+    verify_count,
+    verify_file,
+    verify_online,
+)
 from tests.repositories import INSTANT, TinyRepository, raw_rows, write_online
 from transforms.names import stored_view
 
@@ -60,12 +66,14 @@ def _check(table: pa.Table, space: Space) -> None:
 def test_a_sound_run_is_counted(tiny: TinyRepository, space: Space, tmp_path: Path) -> None:
     table = _rows(tiny, space, [1, 2, 3, 4])
     _check(table, space)
-    assert verify_count(_published(tmp_path / "run", table), 4) == 4
+    folder = _published(tmp_path / "run", table)
+    assert row_count(folder) == 4
+    verify_count(str(folder), 4, 4)
 
 
 def test_a_run_without_rows_is_sound(tiny: TinyRepository, space: Space, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    assert verify_count(tmp_path / "run", 0) == 0
+    assert row_count(tmp_path / "run") == 0
     assert verify_online(tiny.store, VIEW, tmp_path / "run") == 0
 
 
@@ -75,7 +83,7 @@ def test_another_number_of_rows_is_found(
 ) -> None:
     folder = _published(tmp_path / "run", _rows(tiny, space, [1, 2, 3, 4]))
     with pytest.raises(VerificationFailed, match=f"holds 4 rows, {expected} are expected"):
-        verify_count(folder, expected)
+        verify_count(str(folder), row_count(folder), expected)
 
 
 def test_a_file_that_answers_another_element_is_found(
@@ -202,5 +210,5 @@ def test_a_file_without_rows_among_others_is_passed_over(
     folder = _published(tmp_path / "run", table)
     _push(tiny, table)
     pq.write_table(embedding_schema(pa.int64()).empty_table(), folder / "part-2.parquet")
-    assert verify_count(folder, 2) == 2
+    assert row_count(folder) == 2
     assert verify_online(tiny.store, VIEW, folder) == 2

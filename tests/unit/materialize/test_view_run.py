@@ -206,6 +206,25 @@ def test_a_raw_view_is_a_run_of_partitions_too(world: World) -> None:
     assert not world.staging(report.run_id).exists()
 
 
+def test_raw_rows_that_vanish_during_a_run_fail_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = world.settings.with_job(rows_per_partition=100)  # one partition reads the files
+    original = view_run.run_partitions
+
+    def losing(*arguments: Any) -> Any:
+        for path in parquet_files(settings.features_dir / ACTIVITY):
+            pq.write_table(pq.read_table(path)[:50], path)
+        return original(*arguments)
+
+    monkeypatch.setattr(view_run, "run_partitions", losing)
+    with pytest.raises(VerificationFailed, match="holds 50 rows, 60 are expected"):
+        materialize_view(
+            world.tiny.store, settings, world.ledger, ACTIVITY, end=END, progress=False
+        )
+    assert world.ledger.runs()[0].state == "failed"
+
+
 def test_a_run_over_a_range_takes_only_its_users(world: World) -> None:
     moments = sorted(
         moment
