@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +14,7 @@ from materialize.ledger import Ledger
 if TYPE_CHECKING:
     from feast import FeatureStore
 
-__all__ = ["Context", "open_ledger"]
+__all__ = ["Context", "open_ledger", "operator_name"]
 
 
 class Context:
@@ -37,3 +39,8 @@ class Context:
 def open_ledger(repo: Path) -> Ledger:
     """Return a repository's ledger without importing Feast."""
     return Context(repo).ledger
+
+
+def operator_name() -> str:
+    """Return who runs the command, as the ledger records it: ``PALATE_USER``, else the account."""
+    return os.environ.get("PALATE_USER") or getpass.getuser()

@@ -7,14 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 __all__ = [
+    "BRIDGE_TAG",
+    "EMBEDDING_ALIAS",
     "ENCODER_TAG",
     "FLOAT32",
     "ITEM_KEY",
     "ITEM_VECTORS",
+    "REVISION_TAG",
     "SPACE_TAG",
     "USER_KEY",
     "VECTORS_TAG",
     "VECTOR_FORMS",
+    "bridged_view",
     "on_demand_view",
     "space_of_view",
     "stored_view",
@@ -30,8 +34,16 @@ ITEM_KEY = "item_id"
 ITEM_VECTORS = "item_vectors"
 """Feature view of the modality encoders' item vectors."""
 
+EMBEDDING_ALIAS = "user_embedding"
+"""What every consumer's service calls its embedding view, whichever space that is of; also the name
+of the default space's service."""
+
 SPACE_TAG = "palate.space"
 ENCODER_TAG = "palate.encoder_version"
+BRIDGE_TAG = "palate.bridged_from"
+"""Tag of a bridged view: the space whose vectors were mapped."""
+REVISION_TAG = "palate.revision"
+"""Tag of a consumer's service: how often the ledger had moved the consumer."""
 VECTORS_TAG = "palate.vectors"
 """Tag of a stored view whose vectors the online store keeps in another form than float32."""
 
@@ -45,6 +57,19 @@ _STORED = re.compile(r"^user_embedding_s(\d+)$")
 def stored_view(space: int) -> str:
     """Return the name of a space's stored feature view."""
     return f"user_embedding_s{space}"
+
+
+def bridged_view(target: int, source: int) -> str:
+    """Return the name of the view that holds a source space's vectors mapped into a target's.
+
+    Its rows are of the target space; their encoder version is the bridge's.
+
+    Examples
+    --------
+    >>> bridged_view(3, 4)
+    'user_embedding_s3_from_s4'
+    """
+    return f"{stored_view(target)}_from_s{source}"
 
 
 def on_demand_view(space: int) -> str:
