@@ -40,7 +40,10 @@ FILES = (MANIFEST, WEIGHTS, PREPROCESSING, GRAPH, MODALITY, MODALITY_CONFIG)
 """Every file of an artifact, the manifest first."""
 
 _BATCH_ROWS = 4096
-_LIBRARIES = ("numpy", "onnx", "onnxruntime", "pyarrow", "safetensors", "torch")
+_LIBRARIES = (
+    *("numpy", "onnx", "onnxruntime", "palate", "pyarrow", "safetensors", "scikit-learn", "scipy"),
+    "torch",
+)
 
 
 class ModalityState(Protocol):
