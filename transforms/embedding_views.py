@@ -1,4 +1,4 @@
-"""Feast declarations of one space: the stored view and the on-demand view."""
+"""Feast declarations of one space: the stored view, the on-demand view, and bridged views."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from feast import Entity, FeatureView, FileSource, OnDemandFeatureView, PushSour
 from feast.data_format import ParquetFormat
 
 from transforms.names import (
+    BRIDGE_TAG,
     ENCODER_TAG,
     FLOAT32,
     SPACE_TAG,
     VECTORS_TAG,
+    bridged_view,
     on_demand_view,
     stored_view,
 )
 from transforms.on_demand import EMBEDDING_FIELDS, EmbeddingTransformation
 
-__all__ = ["declare_on_demand_view", "declare_stored_view"]
+__all__ = ["declare_bridged_view", "declare_on_demand_view", "declare_stored_view"]
 
 
 def declare_stored_view(
@@ -39,10 +41,58 @@ def declare_stored_view(
         Form in which the online store keeps embeddings, one of ``VECTOR_FORMS``; the feature's type
         is a list of float32 whatever the form.
     """
-    name = stored_view(space)
-    tags = {SPACE_TAG: str(space), ENCODER_TAG: encoder_version}
+    return _declare(
+        user,
+        stored_view(space),
+        folder,
+        vectors,
+        {SPACE_TAG: str(space), ENCODER_TAG: encoder_version},
+        f"User embeddings of space {space}.",
+    )
+
+
+def declare_bridged_view(
+    user: Entity,
+    *,
+    target: int,
+    source: int,
+    bridge_version: str,
+    folder: Path,
+    vectors: str = FLOAT32,
+) -> FeatureView:
+    """Return the view that serves a space from another one's vectors, through a bridge.
+
+    Its fields are those of a stored view. Its rows are marked with the target space and the bridge
+    as their encoder version, so that no reader takes them for vectors of the target's encoder.
+
+    Parameters
+    ----------
+    user : Entity
+    target : int
+        The space that readers were trained on.
+    source : int
+        The space whose vectors are mapped.
+    bridge_version : str
+    folder : Path
+        Absolute folder of the view's Parquet files.
+    vectors : str
+        Form in which the online store keeps embeddings.
+    """
+    return _declare(
+        user,
+        bridged_view(target, source),
+        folder,
+        vectors,
+        {SPACE_TAG: str(target), ENCODER_TAG: bridge_version, BRIDGE_TAG: str(source)},
+        f"User embeddings of space {source}, mapped into space {target}.",
+    )
+
+
+def _declare(
+    user: Entity, name: str, folder: Path, vectors: str, tags: dict[str, str], description: str
+) -> FeatureView:
     if vectors != FLOAT32:
-        tags[VECTORS_TAG] = vectors
+        tags = tags | {VECTORS_TAG: vectors}
     return FeatureView(
         name=name,
         entities=[user],
@@ -59,7 +109,7 @@ def declare_stored_view(
             ),
         ),
         tags=tags,
-        description=f"User embeddings of space {space}.",
+        description=description,
     )
 
 

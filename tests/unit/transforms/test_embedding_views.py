@@ -8,12 +8,18 @@ from feast import Entity, FileSource, ValueType
 from feast.types import Array, Float32
 
 from tests.encoders import LAYOUT
-from transforms.embedding_views import declare_on_demand_view, declare_stored_view
+from transforms.embedding_views import (
+    declare_bridged_view,
+    declare_on_demand_view,
+    declare_stored_view,
+)
 from transforms.names import (
+    BRIDGE_TAG,
     ENCODER_TAG,
     SPACE_TAG,
     USER_KEY,
     VECTORS_TAG,
+    bridged_view,
     on_demand_view,
     space_of_view,
     stored_view,
@@ -59,3 +65,27 @@ def test_the_stored_view_reads_its_folder_and_takes_pushes() -> None:
     assert view.batch_source.created_timestamp_column == "created_timestamp"
     assert view.stream_source is not None
     assert view.stream_source.name == "user_embedding_s4_push"
+
+
+def test_a_bridged_view_offers_what_the_target_does_and_says_where_it_comes_from() -> None:
+    target = declare_stored_view(USER, space=3, encoder_version=VERSION, folder=Path("/offline/x"))
+    bridged = declare_bridged_view(
+        USER,
+        target=3,
+        source=4,
+        bridge_version="b41d6e123456",
+        folder=Path("/offline/y"),
+        vectors="int8",
+    )
+    assert bridged.name == bridged_view(3, 4)
+    assert bridged.schema == target.schema
+    assert bridged.tags == {
+        SPACE_TAG: "3",
+        ENCODER_TAG: "b41d6e123456",
+        BRIDGE_TAG: "4",
+        VECTORS_TAG: "int8",
+    }
+    assert isinstance(bridged.batch_source, FileSource)
+    assert bridged.batch_source.path == "/offline/y"
+    assert bridged.stream_source is not None
+    assert bridged.stream_source.name == f"{bridged_view(3, 4)}_push"
