@@ -19,6 +19,7 @@ __all__ = [
     "VECTORS_TAG",
     "VECTOR_FORMS",
     "bridged_view",
+    "is_bridged_view",
     "on_demand_view",
     "space_of_view",
     "stored_view",
@@ -52,6 +53,7 @@ VECTOR_FORMS = (FLOAT32, "float16", "int8")
 """Forms in which an online store keeps vectors; readers see float32 whatever the form."""
 
 _STORED = re.compile(r"^user_embedding_s(\d+)$")
+_BRIDGED = re.compile(r"^user_embedding_s\d+_from_s\d+$")
 
 
 def stored_view(space: int) -> str:
@@ -70,6 +72,17 @@ def bridged_view(target: int, source: int) -> str:
     'user_embedding_s3_from_s4'
     """
     return f"{stored_view(target)}_from_s{source}"
+
+
+def is_bridged_view(name: str) -> bool:
+    """Return whether a name is that of a bridged view.
+
+    Examples
+    --------
+    >>> is_bridged_view("user_embedding_s3_from_s4"), is_bridged_view("user_embedding_s3")
+    (True, False)
+    """
+    return _BRIDGED.match(name) is not None
 
 
 def on_demand_view(space: int) -> str:

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "materialize": {"ibis"}
     | _DATA
     | {"encoder", "transforms", "materialize", "feast", "duckdb", "pandas", "pydantic", "yaml"}
-    | {"torch", "onnxruntime", "redis", "sqlalchemy", "psycopg", "ray", "click", "psutil"}
+    | {"torch", "onnxruntime", "redis", "sqlalchemy", "alembic", "psycopg", "ray", "click", "psutil"}
     | {"plotly", "jinja2", "umap", "requests", "tenacity", "prometheus_client"},
     # Views are declared from the ledger's spaces, so its config and ledger are the exception.
     "feature_repo": {"transforms", "feast", "materialize.config", "materialize.ledger"},
@@ -40,11 +40,13 @@ TORCH_ON_LOAD = {
 FEAST_ON_LOAD = {
     # Declarations are Feast objects.
     "feature_repo/entities.py",
+    "feature_repo/services.py",
     "feature_repo/spaces.py",
     "feature_repo/views.py",
     "transforms/embedding_views.py",
     "transforms/on_demand.py",
     "transforms/raw_views.py",
+    "transforms/services.py",
     # Feast loads these by class path; they subclass its classes.
     "materialize/engine.py",
     "materialize/stores/base.py",

@@ -1,12 +1,16 @@
-"""The online stores as fixtures: all of them, and those that compare and set."""
+"""Fixtures: the online stores, all and those that compare and set; a ledger on each database."""
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
+from materialize.ledger import Ledger
 from tests.sinks import ATOMIC, OPENED, Sink, close, marked, open_store
 from tests.stores import PROFILES
 
@@ -55,3 +59,20 @@ def atomic(request: pytest.FixtureRequest, sinks: Callable[[str], Sink]) -> Sink
 def write(request: pytest.FixtureRequest, sink: Sink) -> Callable[..., Any]:
     """Each way of writing; stock Feast has one, so its second run repeats the first."""
     return sink.write_arrow if request.param == "arrow" and sink.profile.atomic else sink.write
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of its own for a ledger."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'new folder' / 'ledger.db'}"
+    url: str = request.getfixturevalue("postgres_server").url
+    name = f"ledger_{uuid.uuid4().hex}"
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+    return f"{url.rsplit('/', 1)[0]}/{name}"
+
+
+@pytest.fixture
+def ledger(ledger_url: str) -> Ledger:
+    return Ledger(ledger_url)

@@ -2,32 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-import psycopg
 import pytest
 
 from encoder.errors import LedgerConflict
 from materialize.ledger import Ledger
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'new folder' / 'ledger.db'}"
-        return
-    server = request.getfixturevalue("postgres_server")
-    name = f"ledger_{abs(hash(request.node.name)) % 10**9}"
-    with psycopg.connect(server.url, autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"')
-    yield server.url.rsplit("/", 1)[0] + f"/{name}"
-
-
-@pytest.fixture
-def ledger(url: str) -> Ledger:
-    return Ledger(url)
 
 
 def test_spaces_are_numbered_in_the_order_of_registration(ledger: Ledger) -> None:
@@ -45,18 +25,20 @@ def test_registering_a_version_again_returns_its_space_unchanged(ledger: Ledger)
     assert ledger.register("a" * 12, "/elsewhere", {"dataset": "y"}) == first
 
 
-def test_processes_that_register_at_once_get_distinct_numbers(url: str) -> None:
-    Ledger(url)  # the tables exist before the race; each worker then has an engine of its own
+def test_processes_that_register_at_once_get_distinct_numbers(ledger_url: str) -> None:
+    Ledger(
+        ledger_url
+    )  # the tables exist before the race; each worker then has an engine of its own
     versions = [f"{k:012x}" for k in range(8)]
     with ThreadPoolExecutor(8) as pool:
-        spaces = list(pool.map(lambda v: Ledger(url).register(v, "/x", {}), versions))
+        spaces = list(pool.map(lambda v: Ledger(ledger_url).register(v, "/x", {}), versions))
     assert sorted(s.number for s in spaces) == list(range(1, 9))
 
 
-def test_processes_that_register_one_version_at_once_share_one_space(url: str) -> None:
-    Ledger(url)
+def test_processes_that_register_one_version_at_once_share_one_space(ledger_url: str) -> None:
+    Ledger(ledger_url)
     with ThreadPoolExecutor(8) as pool:
-        spaces = list(pool.map(lambda _: Ledger(url).register("c" * 12, "/x", {}), range(8)))
+        spaces = list(pool.map(lambda _: Ledger(ledger_url).register("c" * 12, "/x", {}), range(8)))
     assert {s.number for s in spaces} == {1}
 
 
@@ -73,7 +55,7 @@ def test_a_run_is_opened_once_and_its_commit_makes_the_space_ready(ledger: Ledge
     run = ledger.begin_run("r" * 16, "v1", "key", {"end": "2026-01-01"}, space=1)
     assert run.state == "running"
     assert ledger.begin_run("other" * 3, "v1", "key", {}).run_id == run.run_id
-    assert ledger.space(1).state == "trained"
+    assert ledger.space(1).state == "materialising"
     committed = ledger.commit_run(run.run_id, {"rows": 3})
     assert (committed.state, committed.counts) == ("committed", {"rows": 3})
     assert committed.finished_at is not None
@@ -97,33 +79,35 @@ def test_a_failed_run_keeps_its_reason_until_it_is_begun_again(ledger: Ledger) -
     ledger.fail_run("r" * 16, "OSError: disk full")
     (failed,) = ledger.runs()
     assert (failed.state, failed.error) == ("failed", "OSError: disk full")
-    assert ledger.space(1).state == "trained"
+    assert ledger.space(1).state == "materialising"
     assert ledger.begin_run("r" * 16, "v1", "key", {}, space=1).state == "running"
     assert ledger.runs()[0].error is None
 
 
-def test_processes_that_begin_one_run_at_once_share_it(url: str) -> None:
-    Ledger(url).register("a" * 12, "/a", {})
+def test_processes_that_begin_one_run_at_once_share_it(ledger_url: str) -> None:
+    Ledger(ledger_url).register("a" * 12, "/a", {})
     with ThreadPoolExecutor(8) as pool:
         runs = list(
             pool.map(
-                lambda k: Ledger(url).begin_run(f"{k:016x}", "v1", "same", {}, space=1), range(8)
+                lambda k: Ledger(ledger_url).begin_run(f"{k:016x}", "v1", "same", {}, space=1),
+                range(8),
             )
         )
     assert len({r.run_id for r in runs}) == 1
-    assert len(Ledger(url).runs()) == 1
+    assert len(Ledger(ledger_url).runs()) == 1
 
 
 def test_a_view_without_a_space_has_runs_of_its_own(ledger: Ledger) -> None:
     ledger.register("a" * 12, "/a", {})
     assert ledger.last_start("user_activity") is None
     run = ledger.begin_run("r" * 16, "user_activity", "key", {})
+    assert ledger.space(1).state == "trained", "a raw view's run says nothing about a space"
     ledger.begin_run("s" * 16, "user_embedding_s1", "key", {}, space=1)
     assert ledger.last_start("user_activity") is None, "the run is not committed"
     ledger.commit_run(run.run_id, {"online_rows": 2})
     assert ledger.last_start("user_activity") == run.started_at
     assert ledger.last_start("user_embedding_s1") is None
-    assert ledger.space(1).state == "trained", "a raw view's run says nothing about a space"
+    assert ledger.space(1).state == "materialising", "its own run is not committed"
     assert [r.view for r in ledger.runs(1)] == ["user_embedding_s1"]
 
 
@@ -164,10 +148,14 @@ def test_a_committed_run_that_is_begun_again_counts_as_running(ledger: Ledger) -
     assert ledger.commit_run(first.run_id, {"rows": 4}).counts == {"rows": 4}
 
 
-def test_workers_record_partitions_at_once(url: str) -> None:
-    ledger = Ledger(url)
+def test_workers_record_partitions_at_once(ledger_url: str) -> None:
+    ledger = Ledger(ledger_url)
     ledger.register("a" * 12, "/a", {})
     ledger.begin_run("r" * 16, "v1", "key", {}, space=1)
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda k: Ledger(url).partition_done("r" * 16, k, {"rows": k}), range(24)))
+        list(
+            pool.map(
+                lambda k: Ledger(ledger_url).partition_done("r" * 16, k, {"rows": k}), range(24)
+            )
+        )
     assert ledger.partitions_done("r" * 16) == {k: {"rows": k} for k in range(24)}

@@ -1,0 +1,1 @@
+"""One file for each revision. What was released is not edited: ledgers were made by it."""
