@@ -43,4 +43,10 @@ def open_ledger(repo: Path) -> Ledger:
 
 def operator_name() -> str:
     """Return who runs the command, as the ledger records it: ``PALATE_USER``, else the account."""
-    return os.environ.get("PALATE_USER") or getpass.getuser()
+    named = os.environ.get("PALATE_USER")
+    if named:
+        return named
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user id that no account has
+        return f"user id {os.getuid()}"

@@ -26,9 +26,6 @@ def test_registering_a_version_again_returns_its_space_unchanged(ledger: Ledger)
 
 
 def test_processes_that_register_at_once_get_distinct_numbers(ledger_url: str) -> None:
-    Ledger(
-        ledger_url
-    )  # the tables exist before the race; each worker then has an engine of its own
     versions = [f"{k:012x}" for k in range(8)]
     with ThreadPoolExecutor(8) as pool:
         spaces = list(pool.map(lambda v: Ledger(ledger_url).register(v, "/x", {}), versions))
@@ -36,7 +33,6 @@ def test_processes_that_register_at_once_get_distinct_numbers(ledger_url: str) -
 
 
 def test_processes_that_register_one_version_at_once_share_one_space(ledger_url: str) -> None:
-    Ledger(ledger_url)
     with ThreadPoolExecutor(8) as pool:
         spaces = list(pool.map(lambda _: Ledger(ledger_url).register("c" * 12, "/x", {}), range(8)))
     assert {s.number for s in spaces} == {1}
