@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -161,7 +161,9 @@ class InputMatrix:
     Attributes
     ----------
     path : Path
-    n_rows, n_inputs : int
+    n_rows : int
+    n_inputs : int
+        Columns, those that ``cache_inputs`` set beside the encoder inputs among them.
     """
 
     path: Path
@@ -247,10 +249,11 @@ def cache_inputs(
     folder: Path,
     share: float = 0.1,
     progress: bool = True,
+    beside: Callable[[RawBatch], Float32] | None = None,
 ) -> CachedInputs:
     """Write the encoder inputs of all rows once, and return them; epochs then read only floats.
 
-    Takes ``n_rows * n_inputs * 4`` bytes of disk. Written to ``<folder>.tmp``, then renamed; a
+    Takes 4 bytes of disk a row and column. Written to ``<folder>.tmp``, then renamed; a
     complete ``folder`` is returned as it is, so the caller names it after what went in.
 
     Parameters
@@ -262,6 +265,8 @@ def cache_inputs(
         Share of users in ``validation``.
     progress : bool
         Show a progress bar on stderr.
+    beside : callable, optional
+        Raw rows -> float32 (n_rows, width): further columns, behind the encoder inputs.
 
     Raises
     ------
@@ -282,7 +287,10 @@ def cache_inputs(
             ) as bar,
         ):  # fmt: skip
             for batch in source.batches():
-                inputs = preprocessor.transform(batch).astype("<f4", copy=False)
+                inputs = preprocessor.transform(batch)  # (n_rows, n_inputs)
+                if beside is not None:
+                    inputs = np.concatenate([inputs, beside(batch)], axis=1)
+                inputs = inputs.astype("<f4", copy=False)
                 kept = held_out(batch.users, share)
                 training.write(inputs[~kept].data)
                 validation.write(inputs[kept].data)
@@ -303,7 +311,7 @@ def cache_inputs(
     )
     return CachedInputs(
         *(
-            InputMatrix(folder / f"{part}.f32", rows[part], preprocessor.n_inputs)
-            for part in ("training", "validation")
+            InputMatrix(file, rows[file.stem], file.stat().st_size // (4 * rows[file.stem]))
+            for file in (folder / "training.f32", folder / "validation.f32")
         )
     )

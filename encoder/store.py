@@ -3,42 +3,30 @@
 from __future__ import annotations
 
 import logging
-import posixpath
-import re
-import uuid
-from pathlib import Path
-
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
 
 from encoder.artifact import MANIFEST, EncoderArtifact
 from encoder.errors import ArtifactError
+from encoder.folders import VersionedFolders
 
 __all__ = ["ArtifactStore"]
 
 logger = logging.getLogger(__name__)
 
-_VERSION = re.compile(r"[0-9a-f]{12}")
-
 
 class ArtifactStore:
-    """A folder with one subfolder per encoder version.
-
-    Locally an artifact appears by one rename. Object stores cannot rename a folder; there the
-    manifest is uploaded last, and a folder without one does not count as stored.
+    """A folder with one subfolder per encoder version, which is complete or not there.
 
     State: none besides the file system's own caches.
 
     Parameters
     ----------
     url : str
-        A local path or an fsspec URL, for example ``s3://bucket/encoders``. Credentials come from
-        the file system's own environment.
+        A local path or an fsspec URL, see `encoder.folders.VersionedFolders`.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._fs, self._root = fsspec.core.url_to_fs(url)
+        self._folders = VersionedFolders(url, last=MANIFEST)
 
     def save(self, artifact: EncoderArtifact) -> str:
         """Store ``artifact`` and return its URL; one that is stored is verified and left alone.
@@ -49,25 +37,14 @@ class ArtifactStore:
             The version is stored, but damaged.
         """
         version = artifact.encoder_version
-        folder = self._folder(version)
+        location = self._folders.location(version)
         if self.exists(version):
             self.load(version)
-            logger.info("encoder %s is stored already at %s", version, folder)
-            return self._url(folder)
-        local = isinstance(self._fs, LocalFileSystem)
-        target = f"{folder}.{uuid.uuid4().hex[:8]}.tmp" if local else folder
-        self._fs.makedirs(target, exist_ok=True)
-        for name, data in artifact.files().items():
-            self._fs.pipe_file(posixpath.join(target, name), data)
-        if local:
-            try:
-                Path(target).rename(folder)
-            except OSError:
-                self._fs.rm(target, recursive=True)
-                if not self.exists(version):  # else another process was faster with the same
-                    raise
-        logger.info("encoder %s stored at %s", version, folder)
-        return self._url(folder)
+            logger.info("encoder %s is stored already at %s", version, location)
+            return location
+        self._folders.write(version, artifact.files())
+        logger.info("encoder %s stored at %s", version, location)
+        return location
 
     def load(self, encoder_version: str) -> EncoderArtifact:
         """Return a stored artifact, verified (``EncoderArtifact.from_files`` says how far).
@@ -83,30 +60,18 @@ class ArtifactStore:
                 f"Unknown encoder version {encoder_version!r}. Stored: {stored}.",
                 encoder_version=encoder_version,
             )
-        folder = self._folder(encoder_version)
-        names = [posixpath.basename(p) for p in self._fs.ls(folder, detail=False)]
 
         def read(name: str) -> bytes:
-            data: bytes = self._fs.cat_file(posixpath.join(folder, name))
-            return data
+            return self._folders.read(encoder_version, name)
 
-        return EncoderArtifact.from_files(names, read, encoder_version)
+        return EncoderArtifact.from_files(
+            self._folders.names(encoder_version), read, encoder_version
+        )
 
     def list(self) -> list[str]:
         """Return the stored encoder versions, sorted."""
-        if not self._fs.isdir(self._root):
-            return []
-        names = {posixpath.basename(p.rstrip("/")) for p in self._fs.ls(self._root, detail=False)}
-        return sorted(n for n in names if _VERSION.fullmatch(n) and self.exists(n))
+        return self._folders.versions()
 
     def exists(self, encoder_version: str) -> bool:
         """Return whether a complete artifact of this version is stored."""
-        self._fs.invalidate_cache()
-        found: bool = self._fs.exists(posixpath.join(self._folder(encoder_version), MANIFEST))
-        return found
-
-    def _folder(self, encoder_version: str) -> str:
-        return posixpath.join(self._root, encoder_version)
-
-    def _url(self, folder: str) -> str:
-        return str(self._fs.unstrip_protocol(folder))
+        return self._folders.exists(encoder_version)

@@ -21,7 +21,17 @@ MAY_IMPORT = {
     "materialize": {"ibis"}
     | _DATA
     | {"encoder", "transforms", "materialize", "feast", "duckdb", "pandas", "pydantic", "yaml"}
-    | {"torch", "onnxruntime", "redis", "sqlalchemy", "alembic", "psycopg", "ray", "click", "psutil"}
+    | {
+        "torch",
+        "onnxruntime",
+        "redis",
+        "sqlalchemy",
+        "alembic",
+        "psycopg",
+        "ray",
+        "click",
+        "psutil",
+    }
     | {"plotly", "jinja2", "umap", "requests", "tenacity", "prometheus_client"},
     # Views are declared from the ledger's spaces, so its config and ledger are the exception.
     "feature_repo": {"transforms", "feast", "materialize.config", "materialize.ledger"},
@@ -31,11 +41,14 @@ MAY_IMPORT = {
 TORCH_ON_LOAD = {
     "encoder/autoencoder.py",
     "encoder/checkpoint.py",
+    "encoder/compatibility.py",
     "encoder/export.py",
     "encoder/heads.py",
     "encoder/losses.py",
     "encoder/placement.py",
+    "encoder/progress.py",
     "encoder/training.py",
+    "encoder/training_config.py",
 }
 FEAST_ON_LOAD = {
     # Declarations are Feast objects.
@@ -142,6 +155,7 @@ class C:
         ("encoder.preprocessing", ["torch", "feast"]),
         ("encoder.modality", ["torch", "feast"]),
         ("encoder.artifact", ["torch", "feast"]),
+        ("encoder.bridge", ["torch", "feast", "sklearn"]),
     ],
 )
 def test_module_loads_without(module: str, without: list[str], tmp_path: Path) -> None:

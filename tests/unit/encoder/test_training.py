@@ -19,8 +19,9 @@ import torch
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 
-from encoder.autoencoder import AutoencoderConfig
+from encoder.autoencoder import AutoencoderConfig, Corruption, DenoisingAutoencoder
 from encoder.errors import DataFault, TrainingFault
+from encoder.losses import ReconstructionLoss
 from encoder.preprocessing import Preprocessor
 from encoder.rows import InputMatrix, RowSource, cache_inputs, held_out
 from encoder.schema import FeatureSchema
@@ -162,6 +163,39 @@ def test_equal_seeds_give_equal_weights_and_others_do_not(rows: RowSource, tmp_p
     assert _same(first, train(rows, p, CONFIG, tmp_path / "b", progress=False))
     other = train(rows, p, replace(CONFIG, seed=1), tmp_path / "d", progress=False)
     assert not _same(first, other)
+
+
+def test_training_is_the_plain_loop_bit_for_bit(rows: RowSource, tmp_path: Path) -> None:
+    """The loop written out, without anything that training may do besides."""
+    p = _fit(rows)
+    result = train(rows, p, CONFIG, tmp_path / "c", progress=False)
+    assert result.best_epoch == CONFIG.max_epochs  # so that the last weights are the best
+
+    inputs = cache_inputs(rows, p, tmp_path / "cache", progress=False).training
+    model = DenoisingAutoencoder(p.input_slices, CONFIG.model)
+    corruption = Corruption(p.input_slices, CONFIG.model)
+    criterion = ReconstructionLoss(p.input_slices)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), CONFIG.learning_rate, weight_decay=CONFIG.weight_decay, fused=True
+    )
+    total = CONFIG.max_epochs * inputs.n_batches(CONFIG.batch_size, CONFIG.buffer_rows)
+    steps = 0
+    for epoch in range(CONFIG.max_epochs):
+        batches = inputs.shuffled(CONFIG.batch_size, CONFIG.buffer_rows, (CONFIG.seed, epoch))
+        for step, batch in enumerate(batches):
+            for group in optimizer.param_groups:
+                group["lr"] = CONFIG.learning_rate_at(steps, total)
+            seed = np.random.SeedSequence((CONFIG.seed, epoch, step, 0)).generate_state(1, "uint64")
+            generator = torch.Generator().manual_seed(int(seed[0] >> 1))
+            clean = torch.from_numpy(batch)
+            loss = criterion(model(corruption(clean, generator)).values, clean).rows.mean()
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), CONFIG.clip_norm)
+            optimizer.step()
+            steps += 1
+    trained = result.model.state_dict()
+    assert all(torch.equal(trained[k], v) for k, v in model.state_dict().items())
 
 
 def test_training_stops_when_patience_runs_out_and_keeps_the_best(
