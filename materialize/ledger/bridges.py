@@ -39,7 +39,7 @@ class BridgesPart(Connected):
         figures: Mapping[str, Any],
         who: str,
     ) -> Bridge:
-        """Record a measured bridge; the same version again returns it as it is.
+        """Record a measured bridge; the same version again takes over the newer figures only.
 
         Parameters
         ----------
@@ -71,6 +71,8 @@ class BridgesPart(Connected):
                         f"not from {source} to {target}. A version is a hash of both; compute it "
                         "again."
                     )
+                # Measured again: by then labels or the history of a space may have come.
+                row.figures = dict(figures)
                 return from_row(Bridge, row)
             for number in (source, target):
                 state = space_row(session, number).state
