@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from materialize.cli_compact import compact_command
+from materialize.cli_ledger import ledger_group
+from materialize.cli_materialize import materialize_command
 from materialize.cli_options import DRY_RUN, QUIET, REPO, SPACE, print_json
 
 if TYPE_CHECKING:
@@ -182,56 +184,9 @@ def train(repo: Path, no_resume: bool, quiet: bool) -> None:
     click.echo("Next: `feast apply`, then `palate materialize`.", err=True)
 
 
-@main.command()
-@REPO
-@SPACE
-@click.option("--start", type=click.DateTime(), help="UTC, inclusive; default: all users.")
-@click.option("--end", type=click.DateTime(), help="UTC, exclusive; default: now.")
-@click.option(
-    "--from-history", is_flag=True, help="Fill one row per user and snapshot, offline only."
-)
-@click.option("--raw/--no-raw", default=True, show_default=True, help="Raw views online, too.")
-@click.option("--force", is_flag=True, help="Write again what was committed before.")
-@click.option("--engine", type=click.Choice(["local", "ray"]), help="Default: palate.yaml's.")
-@click.option("--workers", type=click.IntRange(1), help="Partitions at the same time.")
-@click.option(
-    "--online-rows-per-second", type=click.FloatRange(0, min_open=True), help="Upper bound."
-)
-@click.option("--metrics-port", type=click.IntRange(0, 65_535), help="Answer Prometheus meanwhile.")
-@DRY_RUN
-@QUIET
-def materialize(
-    repo: Path,
-    space: int | None,
-    start: datetime | None,
-    end: datetime | None,
-    from_history: bool,
-    raw: bool,
-    force: bool,
-    dry_run: bool,
-    quiet: bool,
-    **job: Any,
-) -> None:
-    """Encode users and write their embeddings offline and online.
-
-    Options that are not given are taken from the section "materialize" of palate.yaml.
-    """
-    from dataclasses import asdict
-
-    from materialize.batch import materialize_space, materialize_view
-
-    context = _context(repo)
-    chosen = context.ledger.space(space)
-    where = (context.store, context.settings.with_job(**job), context.ledger)
-    until = _utc(end) or datetime.now(timezone.utc)
-    how: dict[str, Any] = {"start": _utc(start), "end": until, "force": force, "dry_run": dry_run}
-    views = [] if from_history or not raw else chosen.facts["raw_views"]
-    raw_views = [asdict(materialize_view(*where, v, **how, progress=not quiet)) for v in views]
-    report = materialize_space(*where, chosen, **how, from_history=from_history, progress=not quiet)
-    print_json(asdict(report) | {"raw_views": raw_views})
-
-
+main.add_command(materialize_command)
 main.add_command(compact_command)
+main.add_command(ledger_group)
 
 
 @main.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import datetime, timezone
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from encoder.bridge import BridgeArtifact, BridgeStore
 from encoder.columns import batch_from_arrow
 from encoder.errors import VerificationFailed
-from materialize.ledger import Space
+from materialize.ledger import Bridge, Space
 from materialize.stores.compact import list_column, round_trip
 from transforms.names import USER_KEY, vector_form
 from transforms.runtime import encode, load_encoder
 
-__all__ = ["embedding_matrix", "embedding_schema", "encode_rows", "ensure_readable"]
+__all__ = [
+    "bridge_rows",
+    "embedding_matrix",
+    "embedding_schema",
+    "encode_rows",
+    "ensure_readable",
+]
 
 _INSTANT = pa.timestamp("us", tz="UTC")
 
@@ -89,6 +97,38 @@ def encode_rows(batch: pa.RecordBatch, space: Space, store_url: str) -> pa.Recor
         ],
         schema=embedding_schema(users.type),
     )
+
+
+def bridge_rows(rows: pa.RecordBatch, bridge: Bridge, store_url: str) -> pa.RecordBatch:
+    """Return rows of a bridge's source space as rows of its target space.
+
+    Parameters
+    ----------
+    rows : RecordBatch
+        As `encode_rows` gives them; not modified.
+    bridge : Bridge
+    store_url : str
+        Folder or URL of the artifact store.
+
+    Raises
+    ------
+    ArtifactError
+        The bridge is not there, or damaged.
+    """
+    vectors = _load_bridge(store_url, bridge.version).apply(embedding_matrix(rows["embedding"]))
+    n_rows = rows.num_rows
+    changed = {
+        "embedding": list_column(vectors),
+        "space": pa.array(np.full(n_rows, bridge.target), pa.int64()),
+        "encoder_version": pa.array([bridge.version] * n_rows, pa.string()),
+    }
+    columns = [changed.get(name, rows[name]) for name in rows.schema.names]
+    return pa.RecordBatch.from_arrays(columns, schema=rows.schema)
+
+
+@lru_cache(maxsize=8)
+def _load_bridge(store_url: str, version: str) -> BridgeArtifact:
+    return BridgeStore(store_url).load(version)
 
 
 def embedding_matrix(column: pa.Array) -> npt.NDArray[np.float32]:

@@ -23,9 +23,9 @@ from feast.infra.compute_engines.local.compute import LocalComputeEngine
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel
 
-from materialize.batch import materialize_space, materialize_view
+from materialize.batch import materialize_space, materialize_spaces, materialize_view
 from materialize.context import Context
-from transforms.names import SPACE_TAG
+from transforms.names import BRIDGE_TAG, ENCODER_TAG, SPACE_TAG
 
 __all__ = ["PalateComputeEngine", "PalateComputeEngineConfig"]
 
@@ -86,29 +86,21 @@ class PalateComputeEngine(LocalComputeEngine):
         ):
             return super()._materialize_one(registry, task, **kwargs)
         try:
-            self._run(task, int(view.tags[SPACE_TAG]) if is_space else None)
+            self._run(task)
         except Exception as exc:  # noqa: BLE001  # Feast raises what the job reports
             return _Job(name, exc)
         return _Job(name)
 
-    def _run(self, task: MaterializationTask, space: int | None) -> None:
+    def _run(self, task: MaterializationTask) -> None:
         context = Context(Path(str(self.repo_config.repo_path)))
-        end = task.end_time + timedelta(microseconds=1)
-        if space is None:
-            materialize_view(
-                context.store,
-                context.settings,
-                context.ledger,
-                task.feature_view.name,
-                start=task.start_time,
-                end=end,
-            )
+        where = (context.store, context.settings, context.ledger)
+        view, tags = task.feature_view.name, task.feature_view.tags
+        end = task.end_time + timedelta(microseconds=1)  # Feast's range includes its end
+        reach: dict[str, Any] = {"start": task.start_time, "end": end}
+        if BRIDGE_TAG in tags:
+            bridge = context.ledger.bridge(tags[ENCODER_TAG])
+            materialize_spaces(*where, [], [bridge], **reach)
+        elif SPACE_TAG in tags:
+            materialize_space(*where, context.ledger.space(int(tags[SPACE_TAG])), **reach)
         else:
-            materialize_space(
-                context.store,
-                context.settings,
-                context.ledger,
-                context.ledger.space(space),
-                start=task.start_time,
-                end=end,
-            )
+            materialize_view(*where, view, **reach)

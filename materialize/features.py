@@ -84,10 +84,23 @@ def current_modalities(features_dir: Path) -> ModalityEncoders:
     ArtifactError
         The encoders' files are damaged.
     """
+    version = current_modality_version(features_dir)
+    return ModalityEncoders.load(_modality_folder(features_dir, version))
+
+
+def current_modality_version(features_dir: Path) -> str:
+    """Return the version of the item vectors that the published raw features were pooled from.
+
+    Raises
+    ------
+    DataFault
+        No raw features were built.
+    """
     state = Publication(features_dir).state()
     if state is None:
         raise DataFault(f"{features_dir} holds no raw features. Run `palate features build` first.")
-    return ModalityEncoders.load(_modality_folder(features_dir, state["modality_version"]))
+    version: str = state["modality_version"]
+    return version
 
 
 def build_features(

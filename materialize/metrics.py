@@ -1,10 +1,10 @@
-"""Prometheus metrics of one run: scraped over HTTP while it lasts, or left in a file afterwards."""
+"""Prometheus metrics of runs: scraped over HTTP while they last, or left in files afterwards."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-__all__ = ["STAGES", "RunMetrics"]
+__all__ = ["STAGES", "RunMetrics", "serve_metrics"]
 
 STAGES = ("exchange", "read", "encode", "offline", "online")
 """What a run does, in this order: raw rows are sorted into partitions once, then each partition is
@@ -184,33 +184,6 @@ class RunMetrics(Collector):
                 _LAST_SUCCESS, "When a run of the view last ended well, since 1970.", last_success
             )
 
-    @contextmanager
-    def serve(self, port: int, address: str = "0.0.0.0") -> Iterator[None]:  # noqa: S104
-        """Answer ``http://address:port/metrics`` during the body.
-
-        Parameters
-        ----------
-        port : int
-            0: serve nothing.
-        address : str
-            Of the interface; by default all of them, because the scraper is another machine.
-
-        Raises
-        ------
-        OSError
-            The port is taken.
-        """
-        if port == 0:
-            yield
-            return
-        server, thread = start_http_server(port, address, self.registry)
-        try:
-            yield
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
-
     def write_textfile(self, folder: Path) -> Path:
         """Write ``palate_<view>.prom`` for node_exporter's textfile collector, in one step.
 
@@ -239,6 +212,59 @@ class RunMetrics(Collector):
         family = GaugeMetricFamily(name, text, labels=["view"])
         family.add_metric([self.view], value)
         return family
+
+
+class _Together(Collector):
+    """Metrics of several runs; one family each, as the text format wants it."""
+
+    def __init__(self, runs: Sequence[RunMetrics]) -> None:
+        self._runs = runs
+
+    def collect(self) -> Iterator[Metric]:
+        families: dict[str, Metric] = {}
+        for run in self._runs:
+            for family in run.collect():
+                if family.name in families:
+                    families[family.name].samples.extend(family.samples)
+                else:
+                    families[family.name] = family
+        yield from families.values()
+
+
+@contextmanager
+def serve_metrics(
+    port: int,
+    runs: Sequence[RunMetrics],
+    address: str = "0.0.0.0",  # noqa: S104
+) -> Iterator[None]:
+    """Answer ``http://address:port/metrics`` during the body.
+
+    Parameters
+    ----------
+    port : int
+        0: serve nothing.
+    runs : sequence of RunMetrics
+        Of different views.
+    address : str
+        Of the interface; by default all of them, because the scraper is another machine.
+
+    Raises
+    ------
+    OSError
+        The port is taken.
+    """
+    if port == 0:
+        yield
+        return
+    registry = CollectorRegistry()
+    registry.register(_Together(runs))
+    server, thread = start_http_server(port, address, registry)
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def _last_success(path: Path) -> float | None:

@@ -1,4 +1,4 @@
-"""Partitions of a run on Ray Data: the same work as on threads, on as many machines as there are.
+"""Partitions of a pass on Ray Data: the same work as on threads, on as many machines as there are.
 
 Workers share the stores, the ledger and the folders of data and artifacts, which every machine must
 see under the same path. A worker that dies loses nothing: Ray gives its partition to another one.
@@ -19,7 +19,13 @@ from encoder import errors
 from encoder.errors import DataFault, EmbeddingError
 from materialize.config import JobSettings, RepoSettings
 from materialize.context import Context
-from materialize.partition import PartitionDone, PartitionTask, PartitionWorker, Throttle
+from materialize.partition import (
+    PartitionDone,
+    PartitionTask,
+    PartitionWork,
+    PartitionWorker,
+    Throttle,
+)
 
 __all__ = ["on_ray"]
 
@@ -47,14 +53,14 @@ def _worker(run: _Run) -> PartitionWorker:
 def _do(row: dict[str, Any], run: _Run) -> dict[str, Any]:
     """Do one partition; a fault of the data is an answer, so that Ray does not repeat it."""
     try:
-        done = _worker(run)(int(row["number"]))
+        done = _worker(run)(PartitionWork(int(row["number"]), tuple(map(int, row["targets"]))))
     except EmbeddingError as exc:
         return {"fault": type(exc).__name__, "message": str(exc), **_column(exc)}
-    return {"fault": "", **asdict(done)}
+    return {"fault": "", "done": [asdict(one) for one in done]}
 
 
 def on_ray(
-    task: PartitionTask, numbers: Sequence[int], settings: RepoSettings
+    task: PartitionTask, todo: Sequence[PartitionWork], settings: RepoSettings
 ) -> Iterator[PartitionDone]:
     """Do partitions on the Ray cluster that ``RAY_ADDRESS`` names, or on one started here.
 
@@ -72,14 +78,15 @@ def on_ray(
             "engine 'ray' needs Ray Data. Install it with pip install 'palate[ray]', or use the "
             "engine 'local'."
         ) from exc
-    if not numbers:
+    if not todo:
         return
     job = settings.file.materialize
     _connect(job)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # the run has its own
     partitions = ray.data.from_items(
-        [{"number": number} for number in numbers], override_num_blocks=len(numbers)
+        [{"number": one.number, "targets": list(one.targets)} for one in todo],
+        override_num_blocks=len(todo),
     )
     rate = job.online_rows_per_second
     rows = partitions.map(
@@ -89,7 +96,7 @@ def on_ray(
         compute=ray.data.TaskPoolStrategy(size=job.workers),
     )
     for row in rows.iter_rows():
-        yield _done(row)
+        yield from _done(row)
 
 
 def _connect(job: JobSettings) -> None:
@@ -104,14 +111,15 @@ def _connect(job: JobSettings) -> None:
     _log.info("ray: %s", address or f"started here with {job.workers} workers")
 
 
-def _done(row: dict[str, Any]) -> PartitionDone:
+def _done(row: dict[str, Any]) -> Iterator[PartitionDone]:
     if row["fault"]:
         extra = {"column": row["column"]} if row.get("column") else {}
         raise getattr(errors, row["fault"])(row["message"], **extra)
-    known = {one.name: row[one.name] for one in fields(PartitionDone)}
-    # Rows of one block share their columns: a stage that one did not need is None there.
-    known["seconds"] = {stage: spent for stage, spent in row["seconds"].items() if spent}
-    return PartitionDone(**known)
+    for one in row["done"]:
+        known = {part.name: one[part.name] for part in fields(PartitionDone)}
+        # Rows of one block share their columns: a stage that one did not need is None there.
+        known["seconds"] = {stage: spent for stage, spent in one["seconds"].items() if spent}
+        yield PartitionDone(**known)
 
 
 def _column(fault: EmbeddingError) -> dict[str, str]:

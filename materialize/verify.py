@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 
 from encoder.errors import VerificationFailed
 from materialize.embedding_rows import embedding_matrix
-from materialize.ledger import Space
 from materialize.source import parquet_files
 from transforms.names import USER_KEY
 
@@ -23,8 +22,16 @@ __all__ = ["check_embeddings", "row_count", "verify_count", "verify_file", "veri
 _SAMPLE = 200
 
 
-def check_embeddings(batch: pa.RecordBatch, space: Space, where: str) -> None:
+def check_embeddings(batch: pa.RecordBatch, mark: tuple[int, str], where: str) -> None:
     """Check rows of a space's view: this space only, no NaN, no null, no zero vector.
+
+    Parameters
+    ----------
+    batch : RecordBatch
+    mark : (int, str)
+        The space and the encoder version that each row must carry.
+    where : str
+        For messages.
 
     Raises
     ------
@@ -33,10 +40,11 @@ def check_embeddings(batch: pa.RecordBatch, space: Space, where: str) -> None:
     """
     spaces = set(batch.column("space").unique().to_pylist())
     versions = set(batch.column("encoder_version").unique().to_pylist())
-    if batch.num_rows and (spaces != {space.number} or versions != {space.encoder_version}):
+    space, version = mark
+    if batch.num_rows and (spaces != {space} or versions != {version}):
         raise VerificationFailed(
             f"{where} holds spaces {_listed(spaces)} and encoders {_listed(versions)}; "
-            f"only space {space.number} ({space.encoder_version}) is expected."
+            f"only space {space} ({version}) is expected."
         )
     vectors = embedding_matrix(batch.column("embedding"))
     bad = ~np.isfinite(vectors).all(axis=1) | ~vectors.any(axis=1)

@@ -10,25 +10,19 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from encoder.errors import LedgerConflict, VerificationFailed
 from materialize.config import RepoSettings
-from materialize.exchange import Exchange
-from materialize.ledger import Ledger, Run, Space
+from materialize.ledger import Bridge, Ledger, Run, Space
 from materialize.metrics import RunMetrics
-from materialize.partition import PartitionTask, partition_numbers
-from materialize.source import RawSource
+from materialize.partition import PartitionDone, Target, partition_numbers
 from materialize.stores.append import locked
 from materialize.verify import row_count, verify_count, verify_online
-from materialize.workers import run_partitions
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -46,7 +40,7 @@ class RunReport:
     ----------
     run_id, view : str
     space : int or None
-        None: a raw view.
+        In which the rows lie; None: a raw view.
     outcome : str
         ``committed``, ``unchanged`` (the same run was committed before) or ``planned``.
     rows, partitions : int
@@ -55,9 +49,10 @@ class RunReport:
     stale_rows : int
         Of these, rows that were older than what the online store holds.
     seconds : float
-        Of this call; earlier attempts of the run are not in it.
+        Of this call, up to this run's commit; earlier attempts of the run are not in it.
     stage_seconds : dict of str to float
-        Seconds of all workers together, by `materialize.metrics.STAGES`.
+        Seconds of all workers together, by `materialize.metrics.STAGES`. What runs of one pass
+        share is the first one's.
     """
 
     run_id: str
@@ -73,7 +68,7 @@ class RunReport:
 
 
 class ViewRun:
-    """One run over a source.
+    """One run: opened by `begin`, worked on by a pass (`materialize.raw_pass`), ended by `finish`.
 
     Parameters
     ----------
@@ -82,14 +77,17 @@ class ViewRun:
     ledger : Ledger
     view : str
         Applied.
-    source : RawSource
-        As a run that begins now would see it.
-    what : str
-        Names, with the source's fingerprint, everything that decides which rows are written.
+    what : sequence of str
+        Equal only for runs that would write the same rows: everything that decides which.
     space : Space or None
-        None: a raw view.
+        Whose encoder makes the rows; None: a raw view.
+    bridge : Bridge or None
+        From that space to the one in which the rows lie.
     online : bool
         False: offline only.
+
+    State: ``run`` from `begin` on; ``numbers``, the partitions that it consists of, from `open` on;
+    counts and metrics of this attempt.
     """
 
     def __init__(
@@ -98,211 +96,174 @@ class ViewRun:
         settings: RepoSettings,
         ledger: Ledger,
         view: str,
-        source: RawSource,
-        what: str,
+        what: Sequence[str],
         *,
         space: Space | None = None,
+        bridge: Bridge | None = None,
         online: bool = True,
     ) -> None:
         self._store, self._settings, self._ledger = store, settings, ledger
-        self._view, self._source, self._space, self._online = view, source, space, online
-        # Equal only for runs that would write the same rows.
-        content = json.dumps([what, source.fingerprint])
-        self._key = hashlib.sha256(content.encode()).hexdigest()
+        self.view, self.space, self.bridge, self.online = view, space, bridge, online
+        self._key = hashlib.sha256(json.dumps(list(what)).encode()).hexdigest()
         self.run_id = self._key[:16]
+        self.metrics = RunMetrics(view, self.run_id)
+        self._counts = Counter({"rows": 0, "online_rows": 0, "stale_rows": 0})
+        self._committed = False
 
-    def plan(self) -> RunReport:
-        """Count rows and partitions; writes nothing."""
-        rows = self._source.count()
-        return self._report("planned", {"rows": rows}, self._partitions(rows))
+    @property
+    def staging(self) -> Path:
+        """The run's own folder, until it is committed."""
+        return self._staging(self.run_id)
 
-    def execute(self, *, force: bool = False, progress: bool = True) -> RunReport:
-        """Begin the run, resume it, or find it committed.
+    @property
+    def published(self) -> bool:
+        """Whether every partition is encoded: the online store or the ledger may lack it."""
+        return self._published.exists()
 
-        Parameters
-        ----------
-        force : bool
-            Write also when the run is committed.
-        progress : bool
-            Show bars on stderr.
+    def planned(self, rows: int, partitions: int) -> RunReport:
+        """Return what the run would do."""
+        return self._report("planned", {"rows": rows}, partitions)
+
+    def begin(self, plan: Mapping[str, Any], *, force: bool) -> Run:
+        """Open the run in the ledger, or return the one to resume; ``force``: also a committed one.
+
+        The plan that the run was first opened with is kept.
+        """
+        # A bridged view needs its source alone: its target may be retired.
+        space = None if self.space is None else self.space.number
+        self.run = self._ledger.begin_run(
+            self.run_id, self.view, self._key, plan, space=space, again=force
+        )
+        return self.run
+
+    def unchanged(self) -> RunReport:
+        """Return the report of a run that is committed already."""
+        _log.info("run %s of %s is committed already", self.run_id, self.view)
+        partitions = int(self.run.plan["partitions"])
+        self.metrics.set_total(int(self.run.counts.get("rows", 0)), partitions, partitions)
+        self._leave("unchanged")
+        return self._report("unchanged", self.run.counts, partitions)
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Hold the run alone; record in the ledger and the metrics how it ended.
 
         Raises
         ------
         LedgerConflict
             Another process works on this run.
         """
-        began = time.perf_counter()
-        rows = self._source.count()
-        plan = self._plan(rows)
-        space = None if self._space is None else self._space.number
-        run = self._ledger.begin_run(
-            self.run_id, self._view, self._key, plan, space=space, again=force
-        )
-        partitions = int(run.plan["partitions"])
-        if run.state == "committed":
-            _log.info("run %s of %s is committed already", self.run_id, self._view)
-            metrics = RunMetrics(self._view, self.run_id)
-            metrics.set_total(int(run.counts.get("rows", 0)), partitions, partitions)
-            self._leave(metrics, "unchanged")
-            return self._report("unchanged", run.counts, partitions)
-        # A run that resumes or is forced must see the rows that it was begun with.
-        since = run.plan["created_since"]
-        self._source.created_since = None if since is None else datetime.fromisoformat(since)
-        staging = self._staging(self.run_id)
-        with _alone(staging, self.run_id), self._recorded(), self._measured() as metrics:
-            counts = self._write(run, staging, metrics, progress=progress)
-            self._ledger.commit_run(self.run_id, counts)
-            shutil.rmtree(staging)
-        self._drop_abandoned(run)
-        return self._report(
-            "committed",
-            counts,
-            partitions,
-            seconds=round(time.perf_counter() - began, 3),
-            stages=metrics.stage_seconds,
-        )
+        with _alone(self.staging, self.run_id), self._recorded():
+            self._begun = time.perf_counter()
+            self.numbers = list(range(int(self.run.plan["partitions"])))
+            if self.published:
+                self.numbers = partition_numbers(self._published)
+            yield
 
-    def _write(
-        self, run: Run, staging: Path, metrics: RunMetrics, *, progress: bool
-    ) -> dict[str, int]:
-        published = self._settings.offline_dir / self._view / f"run-{self.run_id}"
-        folder, exchange = published, None
-        if published.exists():  # everything is encoded; the online store or the ledger lacks it
-            numbers = partition_numbers(published)
-        else:
-            folder = staging / "encoded"
-            exchange = Exchange(
-                self._source,
-                staging / "raw",
-                int(run.plan["partitions"]),
-                self._settings.file.materialize.workers,
-            )
-            began = time.perf_counter()
-            exchange.build(progress=progress)
-            metrics.spent("exchange", time.perf_counter() - began)
-            numbers = list(range(exchange.partitions))
-        task = PartitionTask(
-            self.run_id,
-            self._view,
-            exchange,
-            self._space,
-            self._settings.artifacts_url,
-            folder,
-            self._online,
-        )
-        counts = self._do_partitions(task, numbers, run, metrics, progress=progress)
-        verify_count(f"Run {self.run_id}", counts["rows"], int(run.plan["rows"]))
-        if self._space is not None:
-            folder.mkdir(parents=True, exist_ok=True)  # a run without rows is published, too
-            verify_count(str(folder), row_count(folder), int(run.plan["rows"]))
-            if self._online:
-                verify_online(self._store, self._view, folder)
-            if folder != published:
-                for unfinished in folder.glob("*.tmp"):  # of workers that were killed
-                    unfinished.unlink()
-                published.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(folder, published)
-        return counts
+    def target(self) -> Target:
+        """Return what the workers write."""
+        folder = self._published if self.published else self.staging / "encoded"
+        return Target(self.run_id, self.view, self.space, self.bridge, folder, self.online)
 
-    def _do_partitions(
-        self,
-        task: PartitionTask,
-        numbers: list[int],
-        run: Run,
-        metrics: RunMetrics,
-        *,
-        progress: bool,
-    ) -> dict[str, int]:
-        """Do the partitions that no earlier attempt has done; return counts of all."""
+    def todo(self) -> list[int]:
+        """Return the partitions that no earlier attempt has done, and count the others."""
         known = self._ledger.partitions_done(self.run_id)
-        todo = [number for number in numbers if number not in known]
         if known:
             _log.info("run %s resumes: %s partitions are done", self.run_id, len(known))
-        counts = Counter({"rows": 0, "online_rows": 0, "stale_rows": 0})
         for earlier in known.values():
-            counts.update(earlier)
-        metrics.set_total(int(run.plan["rows"]), len(numbers), len(known))
-        with tqdm(
-            total=int(run.plan["rows"]),
-            initial=counts["rows"],
-            desc=self._view,
-            unit="row",
-            unit_scale=True,
-            disable=not progress,
-        ) as bar:
-            for part in run_partitions(task, todo, self._store, self._settings, self._ledger):
-                counts.update(part.counts)
-                bar.update(part.rows)
-                offline_rows = 0 if task.space is None else part.rows
-                metrics.partition_done(
-                    offline_rows, part.online_rows, part.stale_rows, part.seconds
-                )
-        return dict(counts)
+            self._counts.update(earlier)
+        self.metrics.set_total(int(self.run.plan["rows"]), len(self.numbers), len(known))
+        return [number for number in self.numbers if number not in known]
 
-    def _partitions(self, rows: int) -> int:
-        return max(1, -(-rows // self._settings.file.materialize.rows_per_partition))
+    @property
+    def rows_done(self) -> int:
+        """Rows that are in every store."""
+        return self._counts["rows"]
 
-    def _plan(self, rows: int) -> dict[str, Any]:
-        """Return what the run is asked to do, for the ledger."""
-        source = self._source
-        since = source.created_since
-        return {
-            "start": None if source.start is None else source.start.isoformat(),
-            "end": source.end.isoformat(),
-            "created_since": None if since is None else since.isoformat(),
-            "from_history": source.history,
-            "rows": rows,
-            "partitions": self._partitions(rows),
-        }
+    def add(self, part: PartitionDone) -> None:
+        """Count a partition that is done."""
+        self._counts.update(part.counts)
+        offline_rows = 0 if self.space is None else part.rows
+        self.metrics.partition_done(offline_rows, part.online_rows, part.stale_rows, part.seconds)
 
-    def _staging(self, run_id: str) -> Path:
-        return self._settings.offline_dir / "_staging" / run_id
+    def finish(self) -> RunReport:
+        """Verify what was written, publish it, commit the run.
 
-    @contextmanager
-    def _measured(self) -> Iterator[RunMetrics]:
-        """Answer Prometheus meanwhile, and leave the metrics in a file, as the settings say."""
-        metrics = RunMetrics(self._view, self.run_id)
-        outcome = "failed"
-        try:
-            with metrics.serve(self._settings.file.materialize.metrics_port):
-                yield metrics
-            outcome = "committed"
-        finally:
-            self._leave(metrics, outcome)
+        Raises
+        ------
+        VerificationFailed
+            A store answers other rows than were written.
+        """
+        rows = int(self.run.plan["rows"])
+        verify_count(f"Run {self.run_id}", self._counts["rows"], rows)
+        if self.space is not None:
+            folder = self.target().folder
+            folder.mkdir(parents=True, exist_ok=True)  # a run without rows is published, too
+            verify_count(str(folder), row_count(folder), rows)
+            if self.online:
+                verify_online(self._store, self.view, folder)
+            if folder != self._published:
+                for unfinished in folder.glob("*.tmp"):  # of workers that were killed
+                    unfinished.unlink()
+                self._published.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(folder, self._published)
+        self._ledger.commit_run(self.run_id, dict(self._counts))
+        self._committed = True
+        return self._report(
+            "committed",
+            self._counts,
+            int(self.run.plan["partitions"]),
+            seconds=round(time.perf_counter() - self._begun, 3),
+            stages=self.metrics.stage_seconds,
+        )
 
-    def _leave(self, metrics: RunMetrics, outcome: str) -> None:
-        metrics.finished(outcome)
-        if self._settings.metrics_folder is not None:
-            metrics.write_textfile(self._settings.metrics_folder)
+    def drop_staging(self) -> None:
+        """Remove what committed runs of the view left, and those that this one supersedes.
 
-    @contextmanager
-    def _recorded(self) -> Iterator[None]:
-        """Record in the ledger why the run failed; the job's outermost edge, so it goes on."""
-        try:
-            yield
-        except BaseException as exc:
-            if isinstance(exc, VerificationFailed):
-                # What was counted as done is not there: the next attempt writes it again.
-                self._ledger.forget_partitions(self.run_id)
-            self._ledger.fail_run(self.run_id, f"{type(exc).__name__}: {exc}")
-            raise
-
-    def _drop_abandoned(self, run: Run) -> None:
-        """Remove what earlier runs of the same range left half done: this one has their rows."""
+        A run that another process works on keeps its folder.
+        """
         for other in self._ledger.runs():
             staging = self._staging(other.run_id)
-            if other.view != run.view or not staging.exists():
+            if other.view != self.view or not staging.exists():
                 continue
             same_range = all(
-                other.plan[name] == run.plan[name] for name in ("start", "from_history")
+                other.plan[name] == self.run.plan[name] for name in ("start", "from_history")
             )
-            superseded = same_range and other.started_at <= run.started_at
+            superseded = same_range and other.started_at <= self.run.started_at
             if other.state == "committed" or superseded:
                 try:
                     with locked(staging, fcntl.LOCK_EX | fcntl.LOCK_NB):
                         shutil.rmtree(staging)
                 except BlockingIOError:
                     continue  # it is not abandoned
+
+    @property
+    def _published(self) -> Path:
+        return self._settings.offline_dir / self.view / f"run-{self.run_id}"
+
+    def _staging(self, run_id: str) -> Path:
+        return self._settings.offline_dir / "_staging" / run_id
+
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
+        """Record why the run failed; the job's outermost edge, so it goes on."""
+        try:
+            yield
+        except BaseException as exc:
+            if not self._committed:
+                if isinstance(exc, VerificationFailed):
+                    # What was counted as done is not there: the next attempt writes it again.
+                    self._ledger.forget_partitions(self.run_id)
+                self._ledger.fail_run(self.run_id, f"{type(exc).__name__}: {exc}")
+            raise
+        finally:
+            self._leave("committed" if self._committed else "failed")
+
+    def _leave(self, outcome: str) -> None:
+        """Leave the metrics in a file, as the settings say."""
+        self.metrics.finished(outcome)
+        if self._settings.metrics_folder is not None:
+            self.metrics.write_textfile(self._settings.metrics_folder)
 
     def _report(
         self,
@@ -313,10 +274,11 @@ class ViewRun:
         seconds: float = 0.0,
         stages: Mapping[str, float] | None = None,
     ) -> RunReport:
+        space = None if self.space is None else self.space.number
         report = RunReport(
             self.run_id,
-            self._view,
-            None if self._space is None else self._space.number,
+            self.view,
+            space if self.bridge is None else self.bridge.target,
             outcome,
             counts["rows"],
             partitions,

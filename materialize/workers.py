@@ -1,4 +1,4 @@
-"""Partitions of a run on several workers: threads of this process, or Ray."""
+"""Partitions of a pass on several workers: threads of this process, or Ray."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 
 from materialize.config import RepoSettings
 from materialize.ledger import Ledger
-from materialize.partition import PartitionDone, PartitionTask, PartitionWorker, Throttle
+from materialize.partition import (
+    PartitionDone,
+    PartitionTask,
+    PartitionWork,
+    PartitionWorker,
+    Throttle,
+)
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -19,12 +25,12 @@ __all__ = ["run_partitions"]
 
 def run_partitions(
     task: PartitionTask,
-    numbers: Sequence[int],
+    todo: Sequence[PartitionWork],
     store: FeatureStore,
     settings: RepoSettings,
     ledger: Ledger,
 ) -> Iterator[PartitionDone]:
-    """Do partitions on the engine that the settings name, and yield each as it is done.
+    """Do partitions on the engine that the settings name, and yield each target's as it is done.
 
     Raises
     ------
@@ -35,13 +41,13 @@ def run_partitions(
     if settings.file.materialize.engine == "ray":
         from materialize.ray_engine import on_ray
 
-        return on_ray(task, numbers, settings)
-    return _on_threads(task, numbers, store, settings, ledger)
+        return on_ray(task, todo, settings)
+    return _on_threads(task, todo, store, settings, ledger)
 
 
 def _on_threads(
     task: PartitionTask,
-    numbers: Sequence[int],
+    todo: Sequence[PartitionWork],
     store: FeatureStore,
     settings: RepoSettings,
     ledger: Ledger,
@@ -54,16 +60,16 @@ def _on_threads(
     throttle = Throttle(settings.file.materialize.online_rows_per_second)
     own = threading.local()
 
-    def work(number: int) -> PartitionDone:
+    def work(one: PartitionWork) -> list[PartitionDone]:
         if not hasattr(own, "worker"):
             own.worker = PartitionWorker(task, store, ledger, throttle)
-        done: PartitionDone = own.worker(number)
+        done: list[PartitionDone] = own.worker(one)
         return done
 
     with ThreadPoolExecutor(settings.file.materialize.workers) as pool:
-        futures = [pool.submit(work, number) for number in numbers]
+        futures = [pool.submit(work, one) for one in todo]
         try:
             for future in as_completed(futures):
-                yield future.result()
+                yield from future.result()
         finally:
             pool.shutdown(cancel_futures=True)

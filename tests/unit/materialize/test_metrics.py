@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from materialize.metrics import STAGES, RunMetrics
+from materialize.metrics import STAGES, RunMetrics, serve_metrics
 from tests.architecture.modules import ROOT
 from tests.servers import free_port
 
@@ -134,7 +134,7 @@ def test_runs_in_a_process_that_imported_feast_share_no_counts() -> None:
 def test_a_run_is_scraped_while_it_lasts_and_not_longer() -> None:
     metrics, port = _run(), free_port()
     url = f"http://127.0.0.1:{port}/metrics"
-    with metrics.serve(port, "127.0.0.1"):
+    with serve_metrics(port, [metrics], "127.0.0.1"):
         with urllib.request.urlopen(url, timeout=10) as answer:
             assert answer.headers["Content-Type"].startswith("text/plain; version=")
             first = _parsed(answer.read().decode())
@@ -149,14 +149,37 @@ def test_a_run_is_scraped_while_it_lasts_and_not_longer() -> None:
 
 def test_the_port_is_free_again_when_the_run_fails() -> None:
     metrics, port = _run(), free_port()
-    with pytest.raises(RuntimeError, match="on purpose"), metrics.serve(port, "127.0.0.1"):
+    with (
+        pytest.raises(RuntimeError, match="on purpose"),
+        serve_metrics(port, [metrics], "127.0.0.1"),
+    ):
         raise RuntimeError("on purpose")
-    with metrics.serve(port, "127.0.0.1"):
+    with serve_metrics(port, [metrics], "127.0.0.1"):
         pass
 
 
+def test_runs_of_one_pass_are_scraped_together() -> None:
+    """The text format wants each family once, with the samples of both views."""
+    port = free_port()
+    runs = [_run(), RunMetrics("user_embedding_s2", "b" * 16)]
+    with (
+        serve_metrics(port, runs, "127.0.0.1"),
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer,
+    ):
+        text = answer.read().decode()
+    kinds = [line for line in text.splitlines() if line.startswith("# TYPE")]
+    assert len(kinds) == len(set(kinds))
+    views = {
+        sample.labels["view"]: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "palate_run_rows_total" and sample.labels["stage"] == "online"
+    }
+    assert views == {VIEW: 70, "user_embedding_s2": 0}
+
+
 def test_port_0_serves_nothing() -> None:
-    with _run().serve(0):
+    with serve_metrics(0, [_run()]):
         pass
 
 

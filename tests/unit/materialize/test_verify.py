@@ -60,7 +60,7 @@ def _older(table: pa.Table, by: int) -> pa.Table:
 
 def _check(table: pa.Table, space: Space) -> None:
     (batch,) = table.combine_chunks().to_batches()
-    check_embeddings(batch, space, "Partition 7")
+    check_embeddings(batch, (space.number, space.encoder_version), "Partition 7")
 
 
 def test_a_sound_run_is_counted(tiny: TinyRepository, space: Space, tmp_path: Path) -> None:

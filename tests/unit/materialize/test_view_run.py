@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from encoder.errors import DataFault, LedgerConflict, SpaceMismatch, VerificationFailed
-from materialize import partition, view_run
+from materialize import partition, raw_pass, view_run
 from materialize.batch import materialize_space, materialize_view
 from materialize.config import RepoSettings
 from materialize.ledger import Ledger, Space
@@ -103,11 +103,11 @@ def test_a_run_that_fails_goes_on_where_it_was(
     settings = world.settings.with_job(workers=1)
     original, calls = partition.PartitionWorker.__call__, []
 
-    def failing(self: Any, number: int) -> Any:
-        calls.append(number)
+    def failing(self: Any, work: partition.PartitionWork) -> Any:
+        calls.append(work.number)
         if len(calls) >= 4:
             raise OSError("disk full")
-        return original(self, number)
+        return original(self, work)
 
     with monkeypatch.context() as patch:
         patch.setattr(partition.PartitionWorker, "__call__", failing)
@@ -210,14 +210,14 @@ def test_raw_rows_that_vanish_during_a_run_fail_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = world.settings.with_job(rows_per_partition=100)  # one partition reads the files
-    original = view_run.run_partitions
+    original = raw_pass.run_partitions
 
     def losing(*arguments: Any) -> Any:
         for path in parquet_files(settings.features_dir / ACTIVITY):
             pq.write_table(pq.read_table(path)[:50], path)
         return original(*arguments)
 
-    monkeypatch.setattr(view_run, "run_partitions", losing)
+    monkeypatch.setattr(raw_pass, "run_partitions", losing)
     with pytest.raises(VerificationFailed, match="holds 50 rows, 60 are expected"):
         materialize_view(
             world.tiny.store, settings, world.ledger, ACTIVITY, end=END, progress=False
