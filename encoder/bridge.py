@@ -166,6 +166,15 @@ class BridgeStore:
         """Return whether a complete bridge of this version is stored."""
         return self._folders.exists(version)
 
+    def size(self, version: str) -> int:
+        """Return the bytes that a version takes, 0 when nothing of it is there."""
+        return self._folders.size(version)
+
+    def delete(self, version: str) -> None:
+        """Remove a bridge for good; safe to repeat."""
+        self._folders.delete(version)
+        logger.info("bridge %s removed", version)
+
 
 def _fault(fitted: OrthogonalMap) -> str | None:
     """Return what is wrong with a map's arrays, or None."""

@@ -81,5 +81,24 @@ class VersionedFolders:
         """Return a version's URL."""
         return str(self._fs.unstrip_protocol(self._folder(version)))
 
+    def size(self, version: str) -> int:
+        """Return the bytes that a version takes, 0 when nothing of it is there."""
+        self._fs.invalidate_cache()
+        folder = self._folder(version)
+        return int(self._fs.du(folder)) if self._fs.exists(folder) else 0
+
+    def delete(self, version: str) -> None:
+        """Remove a version for good; safe to repeat.
+
+        ``last`` goes first: from then on the version does not count as stored. What a killed call
+        left is removed by the next.
+        """
+        self._fs.invalidate_cache()
+        folder = self._folder(version)
+        if self._fs.exists(posixpath.join(folder, self.last)):
+            self._fs.rm_file(posixpath.join(folder, self.last))
+        if self._fs.exists(folder):
+            self._fs.rm(folder, recursive=True)
+
     def _folder(self, version: str) -> str:
         return posixpath.join(self._root, version)

@@ -75,3 +75,12 @@ class ArtifactStore:
     def exists(self, encoder_version: str) -> bool:
         """Return whether a complete artifact of this version is stored."""
         return self._folders.exists(encoder_version)
+
+    def size(self, encoder_version: str) -> int:
+        """Return the bytes that a version takes, 0 when nothing of it is there."""
+        return self._folders.size(encoder_version)
+
+    def delete(self, encoder_version: str) -> None:
+        """Remove an artifact for good; safe to repeat."""
+        self._folders.delete(encoder_version)
+        logger.info("encoder %s removed", encoder_version)

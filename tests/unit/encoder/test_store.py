@@ -100,3 +100,30 @@ def test_a_save_that_was_cut_off_does_not_count(url: str, artifact: EncoderArtif
 def test_no_temporary_folder_stays(tmp_path: Path, artifact: EncoderArtifact) -> None:
     ArtifactStore(str(tmp_path)).save(artifact)
     assert [p.name for p in tmp_path.iterdir()] == [artifact.encoder_version]
+
+
+def test_what_is_deleted_is_gone_and_may_be_saved_again(
+    url: str, artifact: EncoderArtifact
+) -> None:
+    store, version = ArtifactStore(url), artifact.encoder_version
+    assert store.size(version) == 0
+    store.save(artifact)
+    assert store.size(version) == sum(len(data) for data in artifact.files().values())
+    store.delete(version)
+    assert (store.exists(version), store.list(), store.size(version)) == (False, [], 0)
+    store.delete(version)
+    store.save(artifact)
+    assert store.load(version).files() == artifact.files()
+
+
+def test_a_deletion_that_was_killed_is_finished_by_the_next(
+    url: str, artifact: EncoderArtifact
+) -> None:
+    store, version = ArtifactStore(url), artifact.encoder_version
+    store.save(artifact)
+    fs, manifest = _path(url, f"{version}/manifest.json")
+    fs.rm_file(manifest)  # as the first step leaves it
+    assert not store.exists(version)
+    assert store.size(version) > 0
+    store.delete(version)
+    assert store.size(version) == 0
