@@ -15,6 +15,7 @@ from redis.cluster import RedisCluster
 from redis.exceptions import NoScriptError
 
 from materialize.stores.base import AtomicOnlineStore
+from materialize.stores.removal import remove_online
 from materialize.stores.rows import EncodedRows
 from materialize.stores.values import timestamps
 
@@ -136,6 +137,13 @@ class PalateRedisOnlineStore(AtomicOnlineStore, RedisOnlineStore):
             return _pipelined(client, pipelines[0])
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
             return sum(pool.map(lambda part: _pipelined(client, part), pipelines))
+
+    def delete_table(self, config: RepoConfig, table: FeatureView) -> None:
+        """Delete a view's fields in batches, where Feast holds all keys of the server in memory.
+
+        `feast apply` calls it for a view that the repository no longer declares.
+        """
+        remove_online(self, config, table, table.join_keys)
 
     def _get_features_for_entity(
         self, values: Sequence[Any], feature_view: str, requested_features: list[str]

@@ -11,6 +11,7 @@ import pytest
 import redis
 
 from materialize.stores.base import WriteCounts
+from materialize.stores.removal import remove_online
 from tests.servers import Server
 from tests.servers import redis_server as start_redis
 from tests.sinks import (
@@ -82,3 +83,22 @@ def test_on_a_cluster_keys_are_grouped_by_slot(tmp_path: Path, cluster: Server) 
     assert sink.write_arrow([(user, user, NOON, NOON) for user in users]) == WriteCounts(300, 0)
     assert sink.write_arrow([(user, 0, NOON - HOUR, NOON) for user in users]) == WriteCounts(0, 300)
     assert [sink.amount(user) for user in users] == list(users)
+
+
+def test_on_a_cluster_a_view_is_removed_and_the_others_stay(
+    tmp_path: Path, cluster: Server
+) -> None:
+    online = PROFILES["palate-redis"].settings(cluster, str(tmp_path))
+    settings = {**online, "redis_type": "redis_cluster"}
+    store = open_store(tmp_path / "d", settings, "cleared", tmp_path / "d.db")
+    sink = Sink(PROFILES["palate-redis"], store)
+    users = range(1_500)
+    for view in ("pair", "other"):
+        sink.write_arrow([(user, user, NOON, NOON) for user in users], view)
+    view = sink.view("pair")
+    share = remove_online(sink.fresh(), store.config, view, view.join_keys)
+    assert share.rows == 1_500
+    assert share.size_bytes is not None
+    assert share.size_bytes > 1_500 * 40, "three fields with names of 4 to 8 bytes"
+    assert sink.read(7) == (None, None)
+    assert [sink.amount(user, "other") for user in (0, 7, 1_499)] == [0, 7, 1_499]
