@@ -1,9 +1,9 @@
-"""A feature repository for the benchmarks of the batch job: raw rows, an encoder, one space."""
+"""A feature repository for the benchmarks of the batch job: raw rows, encoders, a space of each."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ END = datetime(2026, 1, 1, tzinfo=timezone.utc)
 """After every raw row."""
 
 SPACE = 1
+"""The first encoder's."""
 
 Numbers = npt.NDArray[np.int64]
 
@@ -132,11 +133,11 @@ def make(
     folder: Path,
     raw: Path,
     artifacts: Path,
-    encoder_version: str,
+    encoder_versions: Sequence[str],
     online: Mapping[str, Any],
     settings: Mapping[str, Any],
 ) -> Path:
-    """Write and apply a repository whose space 1 is that encoder's; return its folder.
+    """Write and apply a repository with a space of each encoder; return its folder.
 
     Parameters
     ----------
@@ -146,7 +147,7 @@ def make(
         Where ``write_raw`` wrote.
     artifacts : Path
         Where ``save_encoder`` stored.
-    encoder_version : str
+    encoder_versions : sequence of str
     online : mapping
         ``online_store`` of the feature_store.yaml; the rest of it is stock Feast's.
     settings : mapping
@@ -171,19 +172,20 @@ def make(
         (folder / name).write_text(yaml.safe_dump(content), encoding="utf-8")
     context = Context(folder)
     assert RawLayout.of(context.settings.dataset) == _LAYOUT
-    stored = context.settings.offline_dir / stored_view(SPACE)
-    ensure_readable(stored, pa.int64())
     user = Entity(name="user", join_keys=[USER_KEY], value_type=ValueType.INT64)
     views = declare_raw_views(user, _LAYOUT, raw)
-    version = {"space": SPACE, "encoder_version": encoder_version}
-    context.store.apply(
-        [
-            *(user, *views),
-            declare_stored_view(user, **version, folder=stored),
-            declare_on_demand_view(views, **version, store=str(artifacts)),
-        ]
-    )
-    url = (artifacts / encoder_version).as_uri()
-    space = context.ledger.register(encoder_version, url, {"raw_views": list(_LAYOUT.views)})
-    assert space.number == SPACE
+    context.store.apply([user, *views])
+    for number, encoder_version in enumerate(encoder_versions, start=SPACE):
+        stored = context.settings.offline_dir / stored_view(number)
+        ensure_readable(stored, pa.int64())
+        version = {"space": number, "encoder_version": encoder_version}
+        context.store.apply(
+            [
+                declare_stored_view(user, **version, folder=stored),
+                declare_on_demand_view(views, **version, store=str(artifacts)),
+            ]
+        )
+        url = (artifacts / encoder_version).as_uri()
+        space = context.ledger.register(encoder_version, url, {"raw_views": list(_LAYOUT.views)})
+        assert space.number == number
     return folder

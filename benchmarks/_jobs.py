@@ -32,16 +32,21 @@ Runs = list[dict[str, Any]]
 
 
 class Jobs:
-    """Raw rows by number of users and an encoder, made once; a new repository for every run."""
+    """Raw rows by number of users and encoders, made once; a new repository for every run."""
 
     def __init__(self, folder: Path, server: Server) -> None:
         self._folder, self._server = folder, server
         self._artifacts = folder / "artifacts"
-        self._encoder = _job_repo.save_encoder(self._artifacts, SEED)
+        self._encoders: list[str] = []
         self._runs = 0
 
     def run(
-        self, target: str, side: str, users: int, settings: Mapping[str, Any]
+        self,
+        target: str,
+        side: str,
+        users: int,
+        settings: Mapping[str, Any],
+        spaces: int = 1,
     ) -> tuple[Path, dict[str, Any]]:
         """Run a job, ``module:function``, over so many users.
 
@@ -55,6 +60,8 @@ class Jobs:
         users : int
         settings : mapping
             Fields of palate.yaml.
+        spaces : int
+            How many the repository has, each of an encoder of its own.
 
         Returns
         -------
@@ -67,6 +74,8 @@ class Jobs:
         raw = self._folder / f"raw-{users}"
         if not raw.exists():
             _job_repo.write_raw(raw, users, SEED)
+        for seed in range(len(self._encoders), spaces):
+            self._encoders.append(_job_repo.save_encoder(self._artifacts, SEED + seed))
         self._runs += 1
         name = f"{side}_{self._runs}"
         with redis.Redis(port=self._server.port, db=_DATABASES[side]) as client:
@@ -74,7 +83,7 @@ class Jobs:
         online = PROFILES[f"{side}-redis"].settings(self._server, "")
         online["connection_string"] += f",db={_DATABASES[side]}"
         repository = _job_repo.make(
-            self._folder / name, raw, self._artifacts, self._encoder, online, settings
+            self._folder / name, raw, self._artifacts, self._encoders[:spaces], online, settings
         )
         measured = run_isolated(target, str(repository), users)
         result: dict[str, Any] = measured.result
