@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,58 +11,11 @@ import pytest
 
 from encoder.artifact import EncoderArtifact
 from encoder.errors import ArtifactError
-from encoder.modality import Items, ItemVectors, ModalityEncoders, ModalitySpec, fit_modalities
+from encoder.modality import Items, ItemVectors, ModalityEncoders
 from encoder.parts import Part, artifact_parts, modality_parts
-from encoder.preprocessing import Preprocessor
 from encoder.store import ArtifactStore
-from tests.encoders import LAYOUT
+from tests.chains import N_ITEMS, SPECS, TAGS, build_artifact, fit_encoders
 from tests.encoders import tiny_artifact as fake_modalities
-from tests.strategies import random_batch
-
-N_ITEMS = 12
-TAGS = [[f"genre {i % 3}"] for i in range(N_ITEMS)]
-SPECS = [ModalitySpec("collaborative", 4, 3), ModalitySpec("content", 3, 3)]
-
-
-def encoders(
-    specs: list[ModalitySpec] = SPECS, n_items: int = N_ITEMS, **changes: Any
-) -> ModalityEncoders:
-    """Fit on the same sessions, whatever else differs; item 11 is never consumed."""
-    session = np.repeat(np.arange(60), 3)
-    item = np.sort(np.random.default_rng(0).integers(0, 11, (60, 3)), axis=1).ravel()
-    arguments: dict[str, Any] = {
-        "cutoff": "2026-01-01T00:00:00+00:00",
-        "popularity": np.bincount(item, minlength=n_items),
-        "sessions": lambda: [(session, item)],
-        "seed": 0,
-    }
-    items = Items(pa.array(range(n_items)), ["about"] * n_items, TAGS[:n_items])
-    return fit_modalities(items, specs, **(arguments | changes))
-
-
-def build(modalities: ModalityEncoders, weight: float = 1.0, **changes: Any) -> EncoderArtifact:
-    """Put an artifact together around given modality encoders; its graph is never run here."""
-    schema = LAYOUT.schema(modalities.version)
-    values = random_batch(schema, 100, seed=0)
-    arguments: dict[str, Any] = {
-        "preprocessor": Preprocessor.fit(schema, [values]),
-        "weights": {"encoder.w": np.full(3, weight, np.float32)},
-        "onnx": b"graph",
-        "modality": modalities,
-        "model": {
-            **{"kind": "denoising_autoencoder", "n_inputs": 1, "embedding_dim": 8},
-            **{"hidden": [16], "seed": 0, "noise_std": 0.1},
-        },
-        "dataset": {"dataset": "tiny", "windows": [7]},
-        "data_cutoff": datetime(2026, 1, 1, tzinfo=timezone.utc),
-        "training": {
-            "config": {"seed": 0, "block_weights": {"gender": 2.0}, "model": {"seed": 0}},
-            "n_training_rows": 90,
-            "n_validation_rows": 10,
-        },
-        "created_at": datetime(2026, 1, 2, tzinfo=timezone.utc),
-    }
-    return EncoderArtifact.build(**(arguments | changes))
 
 
 def versions(parts: list[Part]) -> dict[str, str]:
@@ -78,7 +29,7 @@ def changed(one: EncoderArtifact, other: EncoderArtifact) -> set[str]:
 
 
 def test_the_parts_go_from_data_to_autoencoder() -> None:
-    parts = artifact_parts(build(encoders()))
+    parts = artifact_parts(build_artifact(fit_encoders()))
     assert [part.label for part in parts] == [
         "data tiny",
         "modality encoder collaborative",
@@ -102,40 +53,46 @@ def test_the_parts_go_from_data_to_autoencoder() -> None:
 
 def test_a_recorded_fingerprint_is_the_version_of_the_data() -> None:
     facts = {"dataset": "tiny", "data_fingerprint": "0123456789ab"}
-    assert artifact_parts(build(encoders(), dataset=facts))[0].version == "0123456789ab"
+    assert (
+        artifact_parts(build_artifact(fit_encoders(), dataset=facts))[0].version == "0123456789ab"
+    )
 
 
 def test_other_weights_change_the_autoencoder_alone() -> None:
-    modalities = encoders()
-    assert changed(build(modalities), build(modalities, weight=2.0)) == {"autoencoder"}
+    modalities = fit_encoders()
+    assert changed(build_artifact(modalities), build_artifact(modalities, weight=2.0)) == {
+        "autoencoder"
+    }
 
 
 def test_the_decoder_is_part_of_the_autoencoder_though_not_of_the_version() -> None:
-    modalities = encoders()
+    modalities = fit_encoders()
     weights = {"encoder.w": np.ones(3, np.float32), "decoder.w": np.ones(2, np.float32)}
-    one = build(modalities, weights=weights)
-    other = build(modalities, weights=weights | {"decoder.w": np.zeros(2, np.float32)})
+    one = build_artifact(modalities, weights=weights)
+    other = build_artifact(modalities, weights=weights | {"decoder.w": np.zeros(2, np.float32)})
     assert one.encoder_version == other.encoder_version
     assert changed(one, other) == {"autoencoder"}
 
 
 def test_another_modality_encoder_leaves_the_others_and_the_layout() -> None:
-    other = encoders([replace(SPECS[0], clusters=2), SPECS[1]])
-    first, second = (versions(modality_parts(m)) for m in (encoders(), other))
+    other = fit_encoders([replace(SPECS[0], clusters=2), SPECS[1]])
+    first, second = (versions(modality_parts(m)) for m in (fit_encoders(), other))
     assert first["modality encoder collaborative"] != second["modality encoder collaborative"]
     assert first["modality encoder content"] == second["modality encoder content"]
-    assert changed(build(encoders()), build(other)) == {"modality encoder collaborative"}
+    assert changed(build_artifact(fit_encoders()), build_artifact(other)) == {
+        "modality encoder collaborative"
+    }
 
 
 def test_a_larger_catalogue_changes_no_part() -> None:
-    small = encoders(n_items=11)
+    small = fit_encoders(n_items=11)
     grown = small.with_new_items(Items(pa.array(range(N_ITEMS)), ["about"] * N_ITEMS, TAGS))
     assert len(grown.item_ids) == 12
     assert modality_parts(grown) == modality_parts(small)
 
 
 def test_other_items_with_the_same_vectors_are_another_encoder() -> None:
-    one = encoders()
+    one = fit_encoders()
     other = ModalityEncoders(
         pa.array(range(100, 100 + N_ITEMS)), one.modalities, one.fitted, one.config, one.content
     )
@@ -162,7 +119,7 @@ def test_a_text_model_is_known_by_its_files_not_by_its_folder() -> None:
 
 
 def test_the_parts_of_a_stored_artifact_are_those_it_was_built_with(tmp_path: Path) -> None:
-    built = build(encoders())
+    built = build_artifact(fit_encoders())
     store = ArtifactStore(str(tmp_path))
     store.save(built)
     assert artifact_parts(store.load(built.encoder_version)) == artifact_parts(built)
