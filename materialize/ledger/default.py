@@ -70,7 +70,7 @@ class DefaultPart(Connected):
             current = default_move(session)
             if current is None or current.previous is None:
                 found = (
-                    "no default yet" if current is None else f"space {current.space} alone so far"
+                    "none yet" if current is None else f"space {current.space} alone so far"
                 )
                 raise LedgerConflict(
                     f"There is no default to roll back to: {found}. Promote another space: "

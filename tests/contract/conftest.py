@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from materialize.ledger import Ledger
+from tests.servers import Server
 from tests.sinks import ATOMIC, OPENED, Sink, close, marked, open_store
 from tests.stores import PROFILES
 
@@ -61,16 +62,30 @@ def write(request: pytest.FixtureRequest, sink: Sink) -> Callable[..., Any]:
     return sink.write_arrow if request.param == "arrow" and sink.profile.atomic else sink.write
 
 
+@pytest.fixture
+def postgres_database(postgres_server: Server) -> str:
+    """URL of an empty PostgreSQL database of its own."""
+    name = f"ledger_{uuid.uuid4().hex}"
+    with psycopg.connect(postgres_server.url, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+    return f"{postgres_server.url.rsplit('/', 1)[0]}/{name}"
+
+
+@pytest.fixture
+def postgres_schema(postgres_server: Server) -> str:
+    """URL of an empty schema of its own in a database that tests share: made at once."""
+    name = f"ledger_{uuid.uuid4().hex}"
+    with psycopg.connect(postgres_server.url, autocommit=True) as connection:
+        connection.execute(f'CREATE SCHEMA "{name}"')
+    return f"{postgres_server.url}?options=-csearch_path%3D{name}"
+
+
 @pytest.fixture(params=["sqlite", "postgres"])
 def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database of its own for a ledger."""
+    """An empty database, or a schema of one, for a ledger of its own."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'new folder' / 'ledger.db'}"
-    url: str = request.getfixturevalue("postgres_server").url
-    name = f"ledger_{uuid.uuid4().hex}"
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"')
-    return f"{url.rsplit('/', 1)[0]}/{name}"
+    return str(request.getfixturevalue("postgres_schema"))
 
 
 @pytest.fixture
