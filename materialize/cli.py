@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from materialize.cli_compact import compact_command
+from materialize.cli_consumers import consumers_group
 from materialize.cli_ledger import ledger_group
 from materialize.cli_materialize import materialize_command
 from materialize.cli_options import DRY_RUN, QUIET, REPO, SPACE, print_json
@@ -186,6 +187,7 @@ def train(repo: Path, no_resume: bool, quiet: bool) -> None:
 
 main.add_command(materialize_command)
 main.add_command(compact_command)
+main.add_command(consumers_group)
 main.add_command(ledger_group)
 
 

@@ -1,0 +1,153 @@
+"""What a consumer is to read at this moment, as the ledger says; for processes that serve."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from encoder.errors import TransientError
+from materialize.ledger import Ledger, Pin
+
+__all__ = ["PinReader"]
+
+_log = logging.getLogger(__name__)
+
+_POSTGRES = {"connect_timeout": "2", "tcp_user_timeout": "2000"}
+"""How long (s, ms) a ledger's server may be silent, unless the ledger's URL says otherwise."""
+_RETRY_SECONDS = 1.0
+"""While the ledger is out of reach it is asked again after so long, not by every read."""
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A pin and when (seconds, monotonic) the question was sent that it answers."""
+
+    pin: Pin
+    asked: float
+
+
+class PinReader:
+    """Asks the ledger for one consumer's pin; safe for threads.
+
+    Parameters
+    ----------
+    ledger_url : str
+    consumer : str
+    pin_seconds : float
+        How long a pin may be used without asking again; 0: every call asks.
+    outage_seconds : float
+        How long the last known pin goes on while the ledger cannot be reached.
+
+    Notes
+    -----
+    State: pooled connections, and the last known pin.
+    """
+
+    def __init__(
+        self, ledger_url: str, consumer: str, *, pin_seconds: float, outage_seconds: float
+    ) -> None:
+        for name, value in (("pin_seconds", pin_seconds), ("outage_seconds", outage_seconds)):
+            if not value >= 0:
+                raise ValueError(f"{name} {value!r} was given; 0 or more seconds are expected.")
+        self._url, self._consumer = _with_timeout(ledger_url), consumer
+        self._pin_seconds, self._outage_seconds = pin_seconds, outage_seconds
+        self._lock = threading.Lock()
+        self._ledger: Ledger | None = None
+        self._known: _Known | None = None
+        self._failed = float("-inf")
+
+    def current(self) -> Pin:
+        """Return the pin, at most ``pin_seconds`` old.
+
+        Raises
+        ------
+        LedgerConflict
+            There is no such consumer.
+        TransientError
+            The ledger cannot be reached, and the last known pin is too old or there is none.
+        """
+        known, now = self._known, time.monotonic()
+        if known is not None and now - known.asked < self._pin_seconds:
+            return known.pin
+        return self.ask()
+
+    def ask(self) -> Pin:
+        """Return the pin as the ledger has it now; raises as `current` does."""
+        asked = time.monotonic()
+        if asked - self._failed < _RETRY_SECONDS:
+            return self._last_known(None)
+        try:
+            pin = self._opened().pin(self._consumer)
+        except (DBAPIError, PoolTimeout) as exc:
+            if not _is_outage(exc):
+                raise
+            self._failed = time.monotonic()
+            return self._last_known(exc)
+        self._failed = float("-inf")
+        with self._lock:
+            # An answer that was asked for earlier may come later, from another thread.
+            if self._known is None or self._known.asked <= asked:
+                self._known = _Known(pin, asked)
+        return pin
+
+    def embedding_dim(self, pin: Pin) -> int | None:
+        """Return the width of a pin's vectors; None: the ledger does not know it, or is away."""
+        try:
+            facts = self._opened().space(pin.space).facts
+        except (DBAPIError, PoolTimeout) as exc:
+            if not _is_outage(exc):
+                raise
+            return None
+        return facts.get("embedding_dim")
+
+    def _opened(self) -> Ledger:
+        with self._lock:
+            if self._ledger is None:
+                self._ledger = Ledger(self._url, pooled=True)
+            return self._ledger
+
+    def _last_known(self, cause: Exception | None) -> Pin:
+        known = self._known
+        where = make_url(self._url).render_as_string(hide_password=True)
+        if known is None:
+            raise TransientError(
+                f"The ledger at {where} cannot be reached, so nobody knows which space "
+                f"{self._consumer!r} reads. Check its server and the URL."
+            ) from cause
+        age = time.monotonic() - known.asked
+        if age > self._outage_seconds:
+            raise TransientError(
+                f"The ledger at {where} could not be reached for {age:.0f} s; the last known pin "
+                f"of {self._consumer!r} (space {known.pin.space}) may serve for "
+                f"{self._outage_seconds:g} s. Check its server."
+            ) from cause
+        if cause is not None:  # one line for each attempt, not for each read
+            _log.warning(
+                "ledger at %s cannot be reached (%s); %r goes on with space %s, known for %.0f s",
+                *(where, type(cause).__name__, self._consumer, known.pin.space, age),
+            )
+        return known.pin
+
+
+def _is_outage(exc: Exception) -> bool:
+    """Return whether an error says that the database does not answer.
+
+    Anything else that a driver says (a wrong query, a table that is not there) is a fault.
+    """
+    if isinstance(exc, PoolTimeout | InterfaceError | OperationalError):
+        return True
+    return isinstance(exc, DBAPIError) and exc.connection_invalidated
+
+
+def _with_timeout(ledger_url: str) -> str:
+    """Return the URL with a bound on waiting: a host that is gone answers nothing at all."""
+    url = make_url(ledger_url)
+    if url.get_backend_name() == "postgresql":
+        url = url.update_query_dict({k: v for k, v in _POSTGRES.items() if k not in url.query})
+    return url.render_as_string(hide_password=False)
