@@ -31,7 +31,12 @@ from transforms.names import ITEM_VECTORS
 from transforms.tables import CREATED, ViewTables, view_schema
 from transforms.windows import Emission, activity_tables, bytes_per_day
 
-__all__ = ["FeaturesReport", "build_features", "current_modalities"]
+__all__ = [
+    "FeaturesReport",
+    "build_features",
+    "current_modalities",
+    "current_modality_version",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -262,7 +267,7 @@ class _Build:
             ModalitySpec(name, config.dim, config.clusters, config.text_model)
             for name, config in self.dataset.modalities.items()
         ]
-        cutoff = self.dataset.evaluation.cutoff
+        cutoff = self.dataset.item_vectors_cutoff
         brought = tuple(self.dataset.items.vectors) if self.dataset.items else ()
         with bounded_connection(self.memory_limit_mb // 2, self.out) as connection:
             inputs = FitInputs(connection, self.clean, brought, cutoff)
@@ -282,7 +287,8 @@ class _Build:
             if not popularity.any():
                 raise DataFault(
                     f"No event lies before the cut-off {cutoff.isoformat()}: there is nothing to "
-                    "learn item vectors from. Move evaluation.cutoff into the events' time."
+                    "learn item vectors from. Move evaluation.cutoff (item_vectors_until, where it "
+                    "is given) into the events' time."
                 )
             encoders = fit_modalities(
                 items,
@@ -325,7 +331,7 @@ class _Build:
     ) -> None:
         with bounded_connection(self.memory_limit_mb // 2, self.out) as connection:
             tables = ViewTables(connection, self.clean, layout, self.out if known else None)
-            cutoff = self.dataset.evaluation.cutoff
+            cutoff = self.dataset.item_vectors_cutoff
             sources = {ITEM_VECTORS: tables.item_vectors(encoders, cutoff)}
             if PROFILE in layout.views:
                 sources[PROFILE] = tables.profiles()
@@ -390,8 +396,10 @@ def _snapshots(dataset: Dataset, found: DaySurvey, until: datetime | None) -> li
 
 def _config(dataset: Dataset, seed: int) -> dict[str, Any]:
     """Return what decides the numbers in a row, besides the data."""
-    users, items = dataset.users, dataset.items
-    return {
+    users, items, until = dataset.users, dataset.items, dataset.item_vectors_until
+    # Named only where it is given, so that what was built before it existed stays up to date.
+    own = {} if until is None else {"item_vectors_until": until.isoformat()}
+    return own | {
         "format": _FORMAT,
         "seed": seed,
         "windows": dataset.windows,

@@ -178,6 +178,10 @@ class Dataset(_Strict):
         default_factory=lambda: {"collaborative": ModalityConfig()}
     )
     """``collaborative``, ``content``, or the name of a brought vector."""
+    item_vectors_until: AwareDatetime | None = None
+    """Item vectors are fitted on events before this instant (00:00 UTC of a day); default: the
+    evaluation cut-off. Left where it is while that moves on, only the autoencoder is trained anew,
+    and older spaces can still be encoded from the raw features."""
     snapshots: SnapshotConfig = SnapshotConfig()
     evaluation: EvaluationConfig
 
@@ -197,7 +201,18 @@ class Dataset(_Strict):
             self.items and (self.items.text or self.items.tags)
         ):
             raise ValueError("modalities: content needs items.text or items.tags")
+        until = self.item_vectors_until
+        if until is not None and (until.timestamp() % 86_400 or until > self.evaluation.cutoff):
+            raise ValueError(
+                f"item_vectors_until {until.isoformat()} given, 00:00 UTC of a day up to the "
+                f"evaluation cut-off {self.evaluation.cutoff.isoformat()} expected"
+            )
         return self
+
+    @property
+    def item_vectors_cutoff(self) -> datetime:
+        """Item vectors are fitted on events before it."""
+        return self.item_vectors_until or self.evaluation.cutoff
 
 
 def load_dataset(path: str | Path, environ: Mapping[str, str] = os.environ) -> Dataset:

@@ -221,6 +221,17 @@ def test_another_configuration_replaces_everything(tmp_path):
     assert read(tmp_path, "user_profile").num_rows == N_USERS
 
 
+def test_item_vectors_may_stay_while_the_cutoff_moves_on(tmp_path):
+    write_clean(tmp_path)
+    first = build(tmp_path).modality_version
+    later = {"evaluation": {"cutoff": "2020-01-13T00:00:00Z"}}
+    kept = build(tmp_path, data=dataset(item_vectors_until="2020-01-11T00:00:00Z", **later))
+    assert (kept.status, kept.modality_version) == ("built", first)
+    assert set(read(tmp_path, "user_activity")["activity_modality"].to_pylist()) == {first}
+    anew = build(tmp_path, data=dataset(**later))
+    assert anew.modality_version != first
+
+
 def test_no_event_before_the_cutoff_is_a_fault(tmp_path):
     write_clean(tmp_path)
     early = dataset(evaluation={"cutoff": "2019-12-01T00:00:00Z"})

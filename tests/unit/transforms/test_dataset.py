@@ -83,6 +83,11 @@ def test_variables_in_paths_come_from_the_environment(tmp_path: Path) -> None:
         ),
         ("00:00:00Z", "06:00:00Z", r"06:00:00\+00:00 given, 00:00 UTC of a day expected"),
         ("T00:00:00Z", "T00:00:00", r"evaluation\.cutoff: .*timezone"),
+        (
+            "evaluation:",
+            "item_vectors_until: 2024-03-02T00:00:00Z\nevaluation:",
+            r"item_vectors_until 2024-03-02.* up to the evaluation cut-off 2024-03-01",
+        ),
         ("evaluation", "windows: [30, 7]\nevaluation", r"\[30, 7\] given, ascending days >= 1"),
         ("evaluation", "windows: [7, 7]\nevaluation", r"\[7, 7\] given, ascending days >= 1"),
         ("evaluation", "windows: [0, 7]\nevaluation", r"\[0, 7\] given, ascending days >= 1"),
