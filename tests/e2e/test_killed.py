@@ -171,7 +171,7 @@ def test_a_killed_run_leaves_the_earlier_state_served_and_completes_when_repeate
 
 TRAINING_STEPS = {
     "training rows are written": ("materialize.train", "os.replace", "1", "before"),
-    "an epoch is done": ("encoder.training", "write_checkpoint", "2", "after"),
+    "an epoch is done": ("encoder.progress", "write_checkpoint", "2", "after"),
     "the artifact is saved": ("encoder.store", "ArtifactStore.save", "1", "before"),
     "the space is registered": ("materialize.ledger", "Ledger.register", "1", "before"),
     "its view becomes readable": ("materialize.train", "ensure_readable", "1", "before"),
