@@ -11,7 +11,15 @@ import numpy.typing as npt
 from scipy import sparse
 from scipy.stats import rankdata
 
-__all__ = ["AucReplicates", "Interval", "auc_macro", "auc_micro", "auc_per_target", "bootstrap_auc"]
+__all__ = [
+    "AucReplicates",
+    "Interval",
+    "auc_macro",
+    "auc_micro",
+    "auc_per_target",
+    "bootstrap_auc",
+    "bootstrap_mean",
+]
 
 _BINS = 8192
 """Resamples see scores through so many equally filled bins (see ``bootstrap_auc``)."""
@@ -171,6 +179,32 @@ def bootstrap_auc(
         np.concatenate(micro),
         np.concatenate(macro),
     )
+
+
+def bootstrap_mean(values: npt.ArrayLike, *, n_resamples: int = 500, seed: int = 0) -> Interval:
+    """Return the mean of one figure a user, with its interval over resampled users.
+
+    Parameters
+    ----------
+    values : float (n_users,), finite
+    n_resamples : int
+        At least 2.
+    seed : int
+
+    Examples
+    --------
+    >>> bootstrap_mean([0.5, 0.5, 0.5])
+    Interval(value=0.5, low=0.5, high=0.5)
+    """
+    each = np.asarray(values, np.float64)
+    if each.ndim != 1 or not each.size or not np.isfinite(each).all():
+        raise ValueError(f"Values of shape {each.shape} given, finite (n_users,) expected.")
+    if n_resamples < 2:
+        raise ValueError(f"n_resamples {n_resamples} given, at least 2 expected.")
+    replicates = np.concatenate(
+        [each @ weights for weights in _user_weights(len(each), n_resamples, seed)]
+    )
+    return _interval(float(each.mean()), replicates / len(each))
 
 
 def _checked(

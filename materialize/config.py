@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from encoder.errors import DataFault
 from transforms.dataset import Dataset, load_dataset
 
-__all__ = ["CONFIG_FILE", "JobSettings", "RepoSettings", "load_settings"]
+__all__ = ["CONFIG_FILE", "CompatibilitySettings", "JobSettings", "RepoSettings", "load_settings"]
 
 CONFIG_FILE = "palate.yaml"
 
@@ -38,6 +38,17 @@ class JobSettings(BaseModel):
     metrics there when it ends."""
 
 
+class CompatibilitySettings(BaseModel):
+    """``compatibility:`` keeps the next encoder's embeddings close to those of an earlier space."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    space: int = Field(ge=1)
+    """The earlier space; its modality encoders must be the ones of today's raw features."""
+    weight: float = Field(default=1.0, gt=0)
+    """Of the term beside the reconstruction loss."""
+
+
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -61,6 +72,8 @@ class _File(BaseModel):
     """Fields of ``encoder.autoencoder.AutoencoderConfig`` that differ from its defaults."""
     training: dict[str, Any] = Field(default_factory=dict)
     """Fields of ``encoder.training.TrainingConfig`` that differ from its defaults."""
+    compatibility: CompatibilitySettings | None = None
+    """Backward-compatible training; None: the next encoder is free."""
 
 
 class RepoSettings:

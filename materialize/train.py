@@ -32,6 +32,7 @@ from transforms.runtime import load_encoder
 if TYPE_CHECKING:
     from feast import FeatureStore
 
+    from encoder.compatibility import Compatibility
     from encoder.training import TrainingConfig
 
 __all__ = ["TrainReport", "train_space", "training_config"]
@@ -86,7 +87,8 @@ def train_space(
     Raises
     ------
     DataFault
-        Raw features are not applied or not built, or hold no row before the cut-off.
+        Raw features are not applied or not built, or hold no row before the cut-off, or
+        ``compatibility`` names a space whose encoder cannot read them.
     TrainingFault
         The loss is not finite, or a checkpoint belongs to other data.
 
@@ -104,8 +106,9 @@ def train_space(
     dataset = settings.dataset
     modalities = current_modalities(settings.features_dir)
     schema = _layout(settings, modalities).schema(modalities.version)
+    compatibility = _compatibility(settings, ledger, schema, config.model.embedding_dim)
     source = open_source(store, settings, schema, end=dataset.evaluation.cutoff, history=True)
-    key = _key(source, schema, asdict(config))
+    key = _key(source, schema, asdict(config) | _compatibility_facts(settings))
     folder = settings.data_dir / "training" / key
     if resume:
         for space in ledger.spaces():
@@ -116,7 +119,13 @@ def train_space(
     row_source = RowSource(folder / "rows.parquet", schema, user_column=USER_KEY)
     preprocessor = Preprocessor.fit(schema, row_source.batches("training", config.held_out_share))
     result = train(
-        row_source, preprocessor, config, folder / "checkpoint", resume=resume, progress=progress
+        row_source,
+        preprocessor,
+        config,
+        folder / "checkpoint",
+        compatibility=compatibility,
+        resume=resume,
+        progress=progress,
     )
     history = [asdict(record) for record in result.history]
     facts = {
@@ -129,6 +138,7 @@ def train_space(
         "embedding_dim": config.model.embedding_dim,
         "best_epoch": result.best_epoch,
         "training_key": key,
+        **_compatibility_facts(settings),
     }
     artifact = export_artifact(
         result, config, preprocessor, modalities, dataset=facts, data_cutoff=source.end
@@ -167,6 +177,52 @@ def training_config(settings: RepoSettings) -> TrainingConfig:
             f"{settings.repo / CONFIG_FILE}, {part}: {exc} Correct the field: "
             "docs/configuration.md lists them."
         ) from exc
+
+
+def _compatibility(
+    settings: RepoSettings, ledger: Ledger, schema: FeatureSchema, embedding_dim: int
+) -> Compatibility | None:
+    """Return the encoder to stay compatible with, or None when the settings name no space.
+
+    Raises
+    ------
+    DataFault
+        The encoder reads other raw features, or its embedding has another length.
+    """
+    from encoder.compatibility import Compatibility
+
+    wanted = settings.file.compatibility
+    if wanted is None:
+        return None
+    space = ledger.space(wanted.space)
+    earlier = load_encoder(settings.artifacts_url, space.encoder_version)
+    theirs = earlier.preprocessor.schema
+    lacking = sorted(set(theirs.columns) - set(schema.columns))
+    if theirs.modality_version != schema.modality_version:
+        fault = (
+            f"its modality encoders are {theirs.modality_version}, those of the raw features are "
+            f"{schema.modality_version}: no row can be read by both encoders"
+        )
+    elif lacking:
+        fault = f"it reads {', '.join(lacking)}, which the raw features do not have any more"
+    elif earlier.manifest.embedding_dim != embedding_dim:
+        fault = (
+            f"its embedding has {earlier.manifest.embedding_dim} numbers, autoencoder."
+            f"embedding_dim is {embedding_dim}"
+        )
+    else:
+        return Compatibility(earlier, wanted.weight)
+    raise DataFault(
+        f"{settings.repo / CONFIG_FILE}, compatibility: space {wanted.space} cannot be stayed "
+        f"compatible with: {fault}. Train without the section; a bridge to that space can be "
+        "measured afterwards (`palate spaces stability`)."
+    )
+
+
+def _compatibility_facts(settings: RepoSettings) -> dict[str, Any]:
+    """Return the setting as facts; nothing without it, so that such trainings keep their key."""
+    wanted = settings.file.compatibility
+    return {} if wanted is None else {"compatibility": wanted.model_dump()}
 
 
 def _layout(settings: RepoSettings, modalities: ModalityEncoders) -> RawLayout:
