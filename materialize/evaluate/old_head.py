@@ -82,7 +82,7 @@ def judge_old_head(
     """
     from encoder.heads import LinearProbe  # torch: not for who only reads a stored report
 
-    known = ~np.isnan(old).any(axis=1) & ~np.isnan(bridged).any(axis=1)
+    known = np.isfinite(np.concatenate([old, bridged], axis=1)).all(axis=1)
     training = training_users(labels.user_id) & known
     test = known & ~training
     y, users = labels.y[test], labels.user_id[test]
