@@ -157,6 +157,10 @@ class EmbeddingClient:
                     return batch
             pin = again
 
+    def close(self) -> None:
+        """Close the connections to the ledger; a later read opens new ones."""
+        self._pins.close()
+
     def _require_own_space(self, pin: Pin) -> None:
         if self._space is not None and pin.space != self._space:
             raise SpaceMismatch(

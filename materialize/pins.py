@@ -96,6 +96,12 @@ class PinReader:
                 self._known = _Known(pin, asked)
         return pin
 
+    def close(self) -> None:
+        """Close the connections; the next question opens new ones."""
+        with self._lock:
+            if self._ledger is not None:
+                self._ledger.close()
+
     def embedding_dim(self, pin: Pin) -> int | None:
         """Return the width of a pin's vectors; None: the ledger does not know it, or is away."""
         try:

@@ -150,6 +150,7 @@ class C:
     [
         ("transforms.runtime", ["torch", "feast"]),
         ("materialize.cli", ["torch", "feast", "pandas", "duckdb", "sklearn", "onnxruntime"]),
+        ("materialize.client", ["torch", "feast", "redis", "pandas", "duckdb", "onnxruntime"]),
         ("encoder.schema", ["torch", "feast"]),
         ("encoder.columns", ["torch", "feast"]),
         ("encoder.preprocessing", ["torch", "feast"]),

@@ -39,7 +39,7 @@ def spaces(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Spaces]:
     if request.param == "files":
         made = Spaces.make(tmp_path / "repo")
     else:
-        url: str = request.getfixturevalue("postgres_ledger_url")
+        url: str = request.getfixturevalue("postgres_database")
         made = Spaces.make(
             tmp_path / "repo",
             ledger=url,
