@@ -12,6 +12,7 @@ from materialize.ledger.connection import Connected
 from materialize.ledger.lookup import default_move, space_row
 from materialize.ledger.records import Space, from_row
 from materialize.ledger.states import (
+    GONE,
     READY,
     RETIRED,
     RETIRING,
@@ -26,6 +27,15 @@ __all__ = ["RetirementPart"]
 
 class RetirementPart(Connected):
     """How a space is taken down."""
+
+    def needed_by(self, number: int) -> list[str]:
+        """Return who needs a space and what to do about each, as `start_retiring` names them.
+
+        Empty: the space may go, as of this moment. Reads only.
+        """
+        with self._read() as session:
+            row = space_row(session, number)
+            return [] if row.state in GONE else _needed_by(session, row)
 
     def start_retiring(self, number: int, *, who: str, why: str) -> Space:
         """Decide that a space goes; from then on it is neither written nor pinned. Safe to repeat.
