@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import logging
 import sys
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from materialize.cli_consumers import consumers_group
 from materialize.cli_ledger import ledger_group
 from materialize.cli_materialize import materialize_command
 from materialize.cli_options import DRY_RUN, QUIET, REPO, SPACE, print_json
+from materialize.cli_spaces import spaces_group
 
 if TYPE_CHECKING:
     from materialize.context import Context
@@ -189,6 +189,7 @@ main.add_command(materialize_command)
 main.add_command(compact_command)
 main.add_command(consumers_group)
 main.add_command(ledger_group)
+main.add_command(spaces_group)
 
 
 @main.command()
@@ -217,63 +218,8 @@ def report(repo: Path, space: int | None, output: Path) -> None:
     from materialize.results import report_space
 
     context = _context(repo)
-    click.echo(report_space(context.settings, context.ledger.space(space), output))
-
-
-@main.group()
-def spaces() -> None:
-    """Embedding spaces."""
-
-
-@spaces.command("list")
-@REPO
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def list_spaces(repo: Path, as_json: bool) -> None:
-    """List all spaces, oldest first."""
-    from materialize.context import open_ledger
-
-    rows = [_space_row(space) for space in open_ledger(repo).spaces()]
-    if as_json:
-        print_json(rows)
-        return
-    click.echo(f"{'space':>5}  {'encoder':<12}  {'state':<8}  {'created':<20}  data set")
-    for row in rows:
-        click.echo(
-            f"{row['space']:>5}  {row['encoder_version']:<12}  {row['state']:<8}  "
-            f"{row['created_at'][:19]:<20}  {row['facts'].get('dataset', '')}"
-        )
-
-
-@spaces.command("show")
-@REPO
-@click.argument("number", type=int)
-def show_space(repo: Path, number: int) -> None:
-    """Print what is known of space NUMBER and its runs, as JSON."""
-    from dataclasses import asdict
-
-    from materialize.context import open_ledger
-
-    ledger = open_ledger(repo)
-    row = _space_row(ledger.space(number))
-    print_json(row | {"runs": [asdict(run) for run in ledger.runs(number)]})
-
-
-@spaces.command("compare")
-@REPO
-@SPACE
-@click.option("--users", "n_users", type=int, default=200, show_default=True)
-@click.option("--limit", type=float, default=1e-5, show_default=True, help="Largest difference.")
-def compare(repo: Path, space: int | None, n_users: int, limit: float) -> None:
-    """Read the same users stored and on demand; exit with 3 when they differ."""
-    from materialize.compare import compare_views, sample_users
-
-    context = _context(repo)
-    number = context.ledger.space(space).number
-    users = sample_users(context.settings, number, n_users)
-    comparison = compare_views(context.store, number, users)
-    print_json(comparison.to_dict())
-    if not comparison.agrees(limit):
-        sys.exit(3)
+    ledger = context.ledger
+    click.echo(report_space(context.settings, ledger.space(space), output, ledger=ledger))
 
 
 @main.command()
@@ -316,18 +262,3 @@ def _context(repo: Path) -> Context:
     from materialize.context import Context
 
     return Context(repo)
-
-
-def _utc(moment: datetime | None) -> datetime | None:
-    return None if moment is None else moment.replace(tzinfo=timezone.utc)
-
-
-def _space_row(space: Any) -> dict[str, Any]:
-    return {
-        "space": space.number,
-        "encoder_version": space.encoder_version,
-        "state": space.state,
-        "created_at": space.created_at.isoformat(),
-        "artifact_url": space.artifact_url,
-        "facts": dict(space.facts),
-    }

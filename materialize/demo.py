@@ -194,7 +194,8 @@ def _run(repo: Path, output: Path, chosen: _Chosen, meter: StepMeter) -> dict[st
         "probe": evaluation.probe.to_dict(),
     }
     with meter.step("report"):
-        report_space(settings, space, output / "report.html", summary | {"steps": meter.to_list()})
+        facts = summary | {"steps": meter.to_list()}
+        report_space(settings, space, output / "report.html", facts, ledger=context.ledger)
     summary["steps"] = meter.to_list()
     _write_json(output / "summary.json", summary)
     return summary

@@ -17,10 +17,12 @@ import pyarrow.compute as pc
 from encoder.errors import DataFault
 from materialize.config import RepoSettings
 from materialize.embedding_rows import embedding_matrix
-from materialize.ledger import Space
+from materialize.ledger import Ledger, Space
+from materialize.report.lineage import MOST_SPACES, Picture, draw_lineage
 from materialize.report.report import ReportInput, write_report
 from materialize.report.users import Neighbour, SampleUser, build_user_map, nearest_users
 from materialize.source import parquet_files
+from materialize.space_record import space_record
 from transforms.clean import CleanTables
 from transforms.engine import bounded_connection, quoted
 from transforms.names import USER_KEY, stored_view
@@ -51,7 +53,12 @@ def save_evaluation(settings: RepoSettings, space: Space, probe: Mapping[str, An
 
 
 def report_space(
-    settings: RepoSettings, space: Space, path: Path, summary: Mapping[str, Any] | None = None
+    settings: RepoSettings,
+    space: Space,
+    path: Path,
+    summary: Mapping[str, Any] | None = None,
+    *,
+    ledger: Ledger | None = None,
 ) -> Path:
     """Write a space's report from what the jobs left on disk.
 
@@ -63,6 +70,8 @@ def report_space(
         The HTML file.
     summary : mapping, optional
         Further facts of the run (``source``, ``steps``, ...), see ``ReportInput``.
+    ledger : Ledger, optional
+        Draws where the space comes from and who reads it; reads the artifacts of all spaces.
 
     Raises
     ------
@@ -98,9 +107,19 @@ def report_space(
             ),
             neighbours=neighbours,
             validation=json.loads(clean.report.read_text(encoding="utf-8")),
+            lineage=None if ledger is None else _lineage(settings, ledger, space),
         ),
         path,
     )
+
+
+def _lineage(settings: RepoSettings, ledger: Ledger, space: Space) -> Picture:
+    """Draw the space among the newest others that are not retired."""
+    known = ledger.spaces()
+    others = [s.number for s in known if s.state != "retired" and s.number != space.number]
+    numbers = sorted([*others[1 - MOST_SPACES :], space.number])
+    records = [space_record(settings, ledger, number) for number in numbers]
+    return draw_lineage(records, space.number, left_out=len(known) - len(numbers))
 
 
 def _newest_embeddings(

@@ -14,6 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from materialize.evaluate.probe import EMBEDDING
 from materialize.report import figures
+from materialize.report.lineage import Picture
 from materialize.report.users import SampleUser, UserMap
 
 __all__ = ["ReportInput", "write_report"]
@@ -49,6 +50,7 @@ class ReportInput:
     neighbours : sequence of SampleUser
     validation : mapping or None
         ``materialize.validation.report.ValidationReport.to_dict()``.
+    lineage : Picture or None
     """
 
     summary: Mapping[str, Any]
@@ -57,6 +59,7 @@ class ReportInput:
     user_map: UserMap | None = None
     neighbours: Sequence[SampleUser] = ()
     validation: Mapping[str, Any] | None = None
+    lineage: Picture | None = None
 
 
 def write_report(data: ReportInput, path: str | Path) -> Path:
@@ -98,6 +101,7 @@ def write_report(data: ReportInput, path: str | Path) -> Path:
         stations=list(_stations(data.summary)),
         steps=data.summary.get("steps", ()),
         validation=data.validation,
+        lineage=data.lineage,
         probe=data.probe,
         differences=list(_differences(data.probe)),
         neighbours=data.neighbours,

@@ -36,7 +36,8 @@ def _commands(group: click.Group, prefix: str = "") -> dict[str, click.Command]:
 
 STEPS = {
     "init", "data", "data validate", "data fetch", "features", "features build", "train",
-    "materialize", "evaluate", "report", "spaces", "spaces list", "spaces show",
+    "materialize", "evaluate", "report", "spaces", "spaces list", "spaces show", "spaces diff",
+    "spaces promote", "spaces rollback", "spaces stability", "spaces bridge", "spaces retire",
     "spaces compare", "compact", "doctor", "demo",
 }  # fmt: skip
 
@@ -166,7 +167,7 @@ def test_spaces_are_listed_and_shown(empty: Path) -> None:
     assert len(listed) == 2
     assert listed[1].split()[:3] == ["1", "a" * 12, "ready"]
     assert listed[1].endswith("simulated")
-    shown = json.loads(_run("spaces", "show", "1", "--repo", empty).stdout)
+    shown = json.loads(_run("spaces", "show", "1", "--json", "--repo", empty).stdout)
     assert shown["encoder_version"] == "a" * 12
     assert shown["artifact_url"] == "/encoders/a"
     assert [r["counts"] for r in shown["runs"]] == [{"rows": 5}]

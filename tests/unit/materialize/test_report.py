@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 import pytest
 
 from materialize.report import figures
+from materialize.report.lineage import draw_lineage
 from materialize.report.report import ReportInput, write_report
 from materialize.report.users import (
     Neighbour,
@@ -21,9 +22,13 @@ from materialize.report.users import (
     nearest_users,
     user_map,
 )
+from tests.unit.materialize.lineage_records import bridge, record
 
 EVIL = '</script><script>alert("x")</script><img src="http://evil.example/x">'
-SECTIONS = {"key-figures", "way", "probe", "map", "neighbours", "training", "steps", "validation"}
+SECTIONS = {
+    *("key-figures", "way", "lineage", "probe", "map", "neighbours", "training", "steps"),
+    "validation",
+}
 
 
 class Page(HTMLParser):
@@ -156,6 +161,14 @@ def complete(name: str = "jazz") -> ReportInput:
             "first_event": "2000-04-25T00:00:00+00:00",
             "last_event": "2003-02-28T00:00:00+00:00",
         },
+        lineage=draw_lineage(
+            [
+                record(2, data=name, bridges=[bridge(3, 2)]),
+                record(3, data=name, consumers=[name], bridges=[bridge(3, 2)]),
+            ],
+            3,
+            left_out=1,
+        ),
     )
 
 
@@ -175,6 +188,16 @@ def test_every_section_and_figure_is_on_the_page(tmp_path: Path) -> None:
         "c0ffee123456", "20,411", "1,234", "12.3", "0.988", "2000-04-25", "1,010",
     ):  # fmt: skip
         assert figure in page.text
+
+
+def test_the_way_to_the_space_is_drawn_with_its_bridges(tmp_path: Path) -> None:
+    _, page = written(complete(), tmp_path)
+    assert "svg" in {tag for tag, _ in page.tags}
+    for text in ("space 3", "000000000003", "1 consumer", "1 earlier space is not shown", "0.930"):
+        assert text in page.text
+    boxes = [a["class"] or "" for tag, a in page.tags if tag == "rect"]
+    assert len(boxes) == 10
+    assert sum("chosen" in box for box in boxes) == 7
 
 
 def test_nothing_is_fetched_from_outside(tmp_path: Path) -> None:
@@ -241,7 +264,7 @@ def test_parts_that_were_not_run_are_named(tmp_path: Path) -> None:
     for sentence in (
         "No probe was run.", "No map was drawn.", "No sample users were given.",
         "No training history was given.", "No step was measured.",
-        "No validation report was given.",
+        "No validation report was given.", "No ledger was read.",
     ):  # fmt: skip
         assert sentence in page.text
     assert json.loads(page.scripts["figures"]) == {}
