@@ -66,17 +66,15 @@ def artifact_parts(artifact: EncoderArtifact) -> list[Part]:
     blocks = {f"blocks.{b.name}": f"{b.kind}, {b.width} wide" for b in manifest.schema.blocks}
     model = {k: v for k, v in manifest.model.items() if k != "n_inputs"}
     training = {k: v for k, v in manifest.training.get("config", {}).items() if k != "model"}
+    settings = {"model": model, "training": training}
+    if manifest.dataset.get("compatibility"):
+        settings["compatibility"] = manifest.dataset["compatibility"]
     return [
         _data(manifest.dataset, manifest.data_cutoff, manifest.training),
         *modality_parts(encoders),
         Part("input schema", "", _hash({}, schema), blocks),
         _preprocessing(artifact.preprocessor),
-        Part(
-            "autoencoder",
-            "",
-            _hash(artifact.weights, {"kind": manifest.model["kind"]}),
-            _flat({"model": model, "training": training}),
-        ),
+        Part("autoencoder", "", _autoencoder_hash(artifact), _flat(settings)),
     ]
 
 
@@ -111,6 +109,10 @@ def _modality(encoders: ModalityEncoders, vectors: ItemVectors) -> Part:
         config["content"].pop("folder", None)
     ids = encoders.item_ids.filter(fitted).to_pylist()
     return Part("modality encoder", vectors.name, _hash(arrays, config | {"ids": ids}), settings)
+
+
+def _autoencoder_hash(artifact: EncoderArtifact) -> str:
+    return _hash(artifact.weights, {"kind": artifact.manifest.model["kind"]})
 
 
 def _preprocessing(preprocessor: Preprocessor) -> Part:

@@ -34,6 +34,7 @@ from transforms.windows import Emission, activity_tables, bytes_per_day
 __all__ = [
     "FeaturesReport",
     "build_features",
+    "current_data_fingerprint",
     "current_modalities",
     "current_modality_version",
 ]
@@ -106,6 +107,15 @@ def current_modality_version(features_dir: Path) -> str:
         raise DataFault(f"{features_dir} holds no raw features. Run `palate features build` first.")
     version: str = state["modality_version"]
     return version
+
+
+def current_data_fingerprint(features_dir: Path) -> str | None:
+    """Return the fingerprint of the clean tables that the published raw features were built from.
+
+    None: nothing was built, or by a release that did not record it.
+    """
+    found: str | None = (Publication(features_dir).state() or {}).get("clean")
+    return found
 
 
 def build_features(
@@ -198,7 +208,7 @@ class _Build:
     def run(
         self, state: dict[str, Any] | None, config: str, request: str, until: datetime | None
     ) -> FeaturesReport:
-        began = time.perf_counter()
+        began, fingerprint = time.perf_counter(), self.clean.fingerprint()
         with self.meter.step("modality encoders"):
             encoders = self._encoders()
         layout = RawLayout.of(self.dataset, {m.name: m.dim for m in encoders.modalities})
@@ -232,6 +242,7 @@ class _Build:
         with self.meter.step("publish"):
             new_state = {
                 "request": request,
+                "clean": fingerprint,
                 "config": config,
                 "modality_version": encoders.version,
                 "snapshots": [*done, *added],

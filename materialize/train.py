@@ -22,7 +22,7 @@ from encoder.store import ArtifactStore
 from materialize.batch import open_source
 from materialize.config import CONFIG_FILE, RepoSettings
 from materialize.embedding_rows import ensure_readable
-from materialize.features import current_modalities
+from materialize.features import current_data_fingerprint, current_modalities
 from materialize.ledger import Ledger, Space
 from materialize.source import RawSource, parquet_files
 from transforms.layout import RawLayout
@@ -91,6 +91,8 @@ def train_space(
         ``compatibility`` names a space whose encoder cannot read them.
     TrainingFault
         The loss is not finite, or a checkpoint belongs to other data.
+    LedgerConflict
+        The space of the same rows and settings is being retired, or was.
 
     Notes
     -----
@@ -113,6 +115,8 @@ def train_space(
     if resume:
         for space in ledger.spaces():
             if space.facts["training_key"] == key:
+                # Refused now, and not after hours of training, when the space is retired.
+                ledger.register(space.encoder_version, space.artifact_url, space.facts)
                 _log.info("space %s was trained on the same rows and settings", space.number)
                 return _trained_before(settings, space, source, folder)
     rows = _write_rows(source, folder / "rows.parquet", schema, progress=progress)
@@ -138,6 +142,7 @@ def train_space(
         "embedding_dim": config.model.embedding_dim,
         "best_epoch": result.best_epoch,
         "training_key": key,
+        "data_fingerprint": current_data_fingerprint(settings.features_dir),
         **_compatibility_facts(settings),
     }
     artifact = export_artifact(

@@ -58,6 +58,13 @@ def test_a_recorded_fingerprint_is_the_version_of_the_data() -> None:
     )
 
 
+def test_the_space_that_a_training_stays_compatible_with_is_a_setting_of_it() -> None:
+    facts = {"dataset": "tiny", "compatibility": {"space": 1, "weight": 0.5}}
+    settings = artifact_parts(build_artifact(fit_encoders(), dataset=facts))[-1].settings
+    assert settings["compatibility.space"] == 1
+    assert settings["compatibility.weight"] == 0.5
+
+
 def test_other_weights_change_the_autoencoder_alone() -> None:
     modalities = fit_encoders()
     assert changed(build_artifact(modalities), build_artifact(modalities, weight=2.0)) == {
