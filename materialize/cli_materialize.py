@@ -29,6 +29,12 @@ __all__ = ["materialize_command"]
     "--from-history", is_flag=True, help="Fill one row per user and snapshot, offline only."
 )
 @click.option("--raw/--no-raw", default=True, show_default=True, help="Raw views online, too.")
+@click.option(
+    "--stability/--no-stability",
+    default=True,
+    show_default=True,
+    help="Measure a new space against the one before, once.",
+)
 @click.option("--force", is_flag=True, help="Write again what was committed before.")
 @click.option("--engine", type=click.Choice(["local", "ray"]), help="Default: palate.yaml's.")
 @click.option("--workers", type=click.IntRange(1), help="Partitions at the same time.")
@@ -45,6 +51,7 @@ def materialize_command(
     end: datetime | None,
     from_history: bool,
     raw: bool,
+    stability: bool,
     force: bool,
     dry_run: bool,
     quiet: bool,
@@ -80,6 +87,11 @@ def materialize_command(
     reports = materialize_spaces(
         *where, targets.spaces, targets.bridges, **how, from_history=from_history
     )
+    if stability and not dry_run:
+        from materialize.stability import after_first_run
+
+        for space in targets.spaces:
+            after_first_run(*where, space, progress=not quiet)
     print_json(
         {
             "spaces": [asdict(report) for report in reports],

@@ -212,13 +212,14 @@ def after_first_run(
     previous = older[-1]
     history = _has_history(ledger, space) and _has_history(ledger, previous)
     for bridge in ledger.bridges(source=space.number, target=previous.number):
-        if bridge.figures["probe"] is not None or bridge.figures["history"] or not history:
+        known = bridge.figures
+        if known.get("probe") is not None or known.get("history") or not history:
             return None
     try:
         return measure_stability(
             store, settings, ledger, space, previous, seed=settings.file.seed, progress=progress
         )
-    except (DataFault, EvaluationFault) as exc:
+    except (DataFault, EvaluationFault, ModuleNotFoundError) as exc:  # a probe needs torch
         _log.warning(
             "space %s is not measured against space %s: %s", space.number, previous.number, exc
         )
