@@ -12,11 +12,18 @@ from typing import TYPE_CHECKING, Literal
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from encoder.errors import DataFault, EmbeddingError
+from encoder.errors import DataFault, EmbeddingError, LedgerConflict
 from materialize.config import RepoSettings, load_settings
 from materialize.ledger import Ledger, Space
 from transforms.clean import CleanTables
-from transforms.names import FLOAT32, USER_KEY, on_demand_view, stored_view, vector_form
+from transforms.names import (
+    FLOAT32,
+    USER_KEY,
+    bridged_view,
+    on_demand_view,
+    stored_view,
+    vector_form,
+)
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -49,16 +56,21 @@ def examine(repo: Path) -> list[Check]:
     checks.append(Check("ok", "repository", f"{settings.repo}, data set {dataset.name}"))
     checks += _data(settings)
     spaces: list[Space] = []
+    ledger: Ledger | None = None
     try:
-        spaces = Ledger(settings.ledger_url).spaces()
+        opened = Ledger(settings.ledger_url)
+        spaces, ledger = opened.spaces(), opened
+    except LedgerConflict as exc:
+        checks.append(Check("FAIL", "ledger", str(exc), "palate ledger status"))
     except (SQLAlchemyError, ImportError, OSError) as exc:  # also: no driver, no such folder
         checks.append(Check("FAIL", "ledger", str(exc), "Check `ledger:` in palate.yaml."))
     else:
         detail = f"{len(spaces)} space(s)"
         remedy = "" if spaces else "palate train"
         checks.append(Check("ok" if spaces else "WARN", "ledger", detail, remedy))
-    checks += (_artifact(settings, space) for space in spaces)
-    checks += _registry(settings, spaces)
+    kept = [space for space in spaces if space.state != "retired"]
+    checks += (_artifact(settings, space) for space in kept)
+    checks += _registry(settings, ledger, kept)
     return checks
 
 
@@ -112,7 +124,9 @@ def _artifact(settings: RepoSettings, space: Space) -> Check:
     return Check("ok", name, space.encoder_version)
 
 
-def _registry(settings: RepoSettings, spaces: list[Space]) -> Iterator[Check]:
+def _registry(
+    settings: RepoSettings, ledger: Ledger | None, spaces: list[Space]
+) -> Iterator[Check]:
     from feast import FeatureStore
 
     try:
@@ -122,6 +136,9 @@ def _registry(settings: RepoSettings, spaces: list[Space]) -> Iterator[Check]:
         yield Check("FAIL", "registry", f"{type(exc).__name__}: {exc}", "Check feature_store.yaml.")
         return
     wanted = {view(space.number) for space in spaces for view in (stored_view, on_demand_view)}
+    if ledger is not None:
+        bridges = (bridge for bridge in ledger.bridges() if bridge.state == "serving")
+        wanted |= {bridged_view(bridge.target, bridge.source) for bridge in bridges}
     lacking = sorted(wanted - applied) or ([] if applied else ["any view"])
     yield Check(
         "WARN" if lacking else "ok",
@@ -129,12 +146,30 @@ def _registry(settings: RepoSettings, spaces: list[Space]) -> Iterator[Check]:
         f"lacks {', '.join(lacking)}" if lacking else f"{len(applied)} views",
         "feast apply" if lacking else "",
     )
+    if ledger is not None:
+        yield _services(store, ledger)
     yield _offline(store)
     if not applied:
         return
     for space in spaces:
         if stored_view(space.number) in applied:
             yield _online(store, space)
+
+
+def _services(store: FeatureStore, ledger: Ledger) -> Check:
+    from materialize.services import services_behind
+
+    behind = services_behind(store, ledger)
+    if not behind:
+        return Check("ok", "feature services", f"{len(ledger.consumers())} consumer(s)")
+    parts = {
+        "behind the ledger": behind.stale,
+        "of no consumer": behind.extra,
+        "without their view": behind.unknown_views,
+    }
+    detail = "; ".join(f"{what}: {', '.join(names)}" for what, names in parts.items() if names)
+    remedy = "feast apply" if behind.unknown_views else "palate consumers apply"
+    return Check("WARN", "feature services", detail, remedy)
 
 
 def _offline(store: FeatureStore) -> Check:

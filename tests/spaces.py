@@ -46,6 +46,7 @@ class Spaces:
 
     tiny: TinyRepository
     context: Context
+    dim: int = DIM
 
     @classmethod
     def make(
@@ -56,6 +57,7 @@ class Spaces:
         registry: Mapping[str, Any] | None = None,
         ledger: str | None = None,
         user_type: str = "INT64",
+        dim: int = DIM,
     ) -> Spaces:
         """Write and apply a repository; what is not named is a file in it."""
         tiny = TinyRepository.make(path, user_type)
@@ -72,7 +74,7 @@ class Spaces:
                 file.write(f"ledger: {ledger}\n")
         context = Context(path)
         context.store.apply([tiny.user, *tiny.raw_views])
-        return cls(tiny, context)
+        return cls(tiny, context, dim)
 
     @contextmanager
     def elsewhere(self) -> Iterator[FeatureStore]:
@@ -98,7 +100,7 @@ class Spaces:
     def register(self, *, applied: bool = True) -> Space:
         """Register another space, without rows."""
         version = uuid.uuid4().hex[:12]
-        facts = {"raw_views": list(VIEWS), "embedding_dim": DIM}
+        facts = {"raw_views": list(VIEWS), "embedding_dim": self.dim}
         space = self.ledger.register(version, f"{self.settings.artifacts_url}/{version}", facts)
         ensure_readable(self.settings.offline_dir / stored_view(space.number), self.user_type)
         if applied:
@@ -176,7 +178,9 @@ class Spaces:
         moment = pa.array([_NOON_US + turn] * n)
         columns = {
             USER_KEY: pa.array(users, self.user_type),
-            "embedding": pa.array(list(vectors(version, users, turn)), pa.list_(pa.float32())),
+            "embedding": pa.array(
+                list(vectors(version, users, turn, self.dim)), pa.list_(pa.float32())
+            ),
             "as_of": moment,
             "space": pa.array([space.number] * n),
             "encoder_version": pa.array([version] * n),
@@ -196,10 +200,12 @@ def close_registry(store: FeatureStore) -> None:
             engine.dispose()
 
 
-def vectors(encoder_version: str, users: Sequence[Any], turn: int = 0) -> npt.NDArray[np.float32]:
-    """Return the made-up vectors of some users, float32 (n, DIM): no two are alike."""
-    made = np.empty((len(users), DIM), np.float32)
+def vectors(
+    encoder_version: str, users: Sequence[Any], turn: int = 0, dim: int = DIM
+) -> npt.NDArray[np.float32]:
+    """Return the made-up vectors of some users, float32 (n, dim): no two are alike."""
+    made = np.empty((len(users), dim), np.float32)
     for row, user in enumerate(users):
         digest = hashlib.sha256(f"{encoder_version} {user!r} {turn}".encode()).digest()
-        made[row] = np.random.default_rng(list(digest)).standard_normal(DIM, np.float32)
+        made[row] = np.random.default_rng(list(digest)).standard_normal(dim, np.float32)
     return made

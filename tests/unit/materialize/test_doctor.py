@@ -6,7 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from feast import FeatureStore
 
+from materialize.cli import main
 from materialize.doctor import Check, examine
 from materialize.ledger import Ledger
 from tests.repositories import VIEWS, TinyRepository, raw_rows
@@ -14,7 +17,7 @@ from tests.unit.materialize.feature_tables import write_clean
 
 PARTS = {
     "python", "feast", "torch", "repository", "clean data", "raw features", "ledger",
-    "artifact of space 1", "registry", "offline store",
+    "artifact of space 1", "registry", "feature services", "offline store",
     "online store, space 1",
 }  # fmt: skip
 
@@ -169,7 +172,7 @@ def test_an_online_store_that_does_not_answer_fails(repo: Path) -> None:
 def test_a_registry_that_cannot_be_read_fails(repo: Path) -> None:
     (repo / "feature_store.yaml").write_text("project: [")
     found = _by_name(examine(repo))
-    assert set(found) == PARTS - {"offline store", "online store, space 1"}
+    assert set(found) == PARTS - {"feature services", "offline store", "online store, space 1"}
     assert {name for name, c in found.items() if c.outcome != "ok"} == {"registry"}
     assert found["registry"].outcome == "FAIL"
 
@@ -187,7 +190,8 @@ def test_a_ledger_that_cannot_be_opened_fails(repo: Path, url: str) -> None:
         file.write(f"ledger: {url}\n")
     found = _by_name(examine(repo))
     # Without a ledger no space is known; everything else is examined.
-    assert set(found) == PARTS - {"artifact of space 1", "online store, space 1"}
+    unseen = {"artifact of space 1", "feature services", "online store, space 1"}
+    assert set(found) == PARTS - unseen
     assert {name for name, c in found.items() if c.outcome != "ok"} == {"ledger"}
     assert found["ledger"].remedy == "Check `ledger:` in palate.yaml."
 
@@ -215,3 +219,30 @@ def test_a_fault_in_a_configuration_file_is_told_beside_the_installation(
     assert set(found) == {"python", "feast", "torch", "repository"}
     assert found["repository"].outcome == "FAIL"
     assert "colour: Extra inputs are not permitted" in found["repository"].detail
+
+
+def test_services_that_lag_behind_the_ledger_are_named(repo: Path) -> None:
+    ledger = Ledger(f"sqlite:///{repo}/data/ledger.db")
+    ledger.begin_run("r" * 16, "user_embedding_s1", "key", {}, space=1)
+    ledger.commit_run("r" * 16, {"rows": 0})
+    ledger.add_consumer("home", 1, who="test", why="the process ended before the registry changed")
+    found = _faults(repo)["feature services"]
+    assert (found.outcome, found.detail) == ("WARN", "behind the ledger: home")
+    assert found.remedy == "palate consumers apply"
+    CliRunner().invoke(main, ["consumers", "apply", "--repo", str(repo)], catch_exceptions=False)
+    assert _faults(repo) == {}
+    FeatureStore(repo_path=str(repo)).delete_feature_view("user_embedding_s1")
+    found = _by_name(examine(repo))["feature services"]
+    assert (found.outcome, found.detail) == ("WARN", "without their view: home")
+    assert found.remedy == "feast apply"
+    ledger.remove_consumer("home", who="test", why="")
+    assert _by_name(examine(repo))["feature services"].detail == "of no consumer: home"
+
+
+def test_a_retired_space_is_not_missed(repo: Path) -> None:
+    ledger = Ledger(f"sqlite:///{repo}/data/ledger.db")
+    ledger.register("0" * 12, "", {})
+    ledger.start_retiring(2, who="test", why="never used")
+    assert "artifact of space 2" in _by_name(examine(repo))
+    ledger.finish_retiring(2, {}, who="test")
+    assert _faults(repo) == {}
