@@ -163,6 +163,31 @@ def test_a_row_written_meanwhile_is_not_disturbed_in_other_views(
     assert amounts(sink, "other") == list(USERS)
 
 
+def test_a_scan_that_dies_begins_anew_and_counts_no_row_twice(
+    two_projects: Callable[[str], Sink],
+) -> None:
+    sink = two_projects("dies")
+    many = range(1, 3_501)
+    for view in ("pair", "other"):
+        sink.write_arrow([(user, user, NOON, NOON) for user in many], view)
+    view, told = sink.view("pair"), list[OnlineShare]()
+
+    def die(share: OnlineShare) -> None:
+        told.append(share)
+        raise InterruptedError
+
+    where = (sink.fresh(), sink.store.config, view, ["user_id"])
+    for _ in range(2):
+        with pytest.raises(InterruptedError):
+            remove_online(*where, removed=die)
+    assert remove_online(*where, removed=told.append).rows == told[2].rows + sum(
+        one.rows or 0 for one in told[3:]
+    )
+    assert sum(one.rows or 0 for one in told) == len(many)
+    assert online_share(*where) == OnlineShare(0, 0)
+    assert share(sink, "other").rows == len(many)
+
+
 def test_keys_a_second_are_bounded(
     two_projects: Callable[[str], Sink], redis_server: Server
 ) -> None:
