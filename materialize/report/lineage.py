@@ -257,7 +257,7 @@ def _consumer(record: Record, consumer: Mapping[str, Any]) -> str:
     if not consumer["bridge"]:
         return str(consumer["name"])
     sources = {bridge["version"]: bridge["source"] for bridge in record["bridges"]}
-    return f"{consumer['name']} (from {sources.get(consumer['bridge'], '?')})"
+    return f"from {sources.get(consumer['bridge'], '?')}: {consumer['name']}"
 
 
 def _hash(part: Mapping[str, Any]) -> str:

@@ -65,7 +65,7 @@ def test_a_consumer_that_reads_through_a_bridge_says_from_where() -> None:
     old = record(1, bridges=[through])
     old["consumers"] = [{"name": "home", "bridge": through["version"]}]
     (box,) = column(draw_lineage([old, record(2, bridges=[through])], 2), 6)
-    assert box.lines == ("home (from 2)",)
+    assert box.lines == ("from 2: home",)
 
 
 def test_bridges_are_numbered_arcs_and_retired_ones_rows_alone() -> None:

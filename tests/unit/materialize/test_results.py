@@ -13,7 +13,7 @@ from encoder.errors import ArtifactError, DataFault
 from encoder.store import ArtifactStore
 from materialize.config import RepoSettings, load_settings
 from materialize.embedding_rows import encode_rows, ensure_readable
-from materialize.ledger import Space
+from materialize.ledger import Ledger, Space
 from materialize.results import evaluation_path, report_space, save_evaluation
 from tests.encoders import tiny_artifact
 from tests.repositories import raw_rows, space_of
@@ -80,6 +80,23 @@ def test_a_report_shows_the_users_and_their_tastes(
     assert "genre 1" in html  # a taste
     assert "title 1" in html  # what a sampled user consumed
     assert "country" in html  # a profile category to colour the map by
+
+
+def test_a_report_draws_the_spaces_of_the_ledger_but_no_retired_one(
+    settings: RepoSettings, space: Space, tmp_path: Path
+) -> None:
+    write_clean(settings.data_dir, users=20)
+    _publish(settings, space, [f"u{k}" for k in range(20)], "run-1", seed=1)
+    ledger = Ledger(settings.ledger_url)
+    for version in ("a" * 12, "b" * 12, space.encoder_version):
+        ledger.register(version, "", {})
+    ledger.start_retiring(1, who="test", why="old")
+    ledger.finish_retiring(1, {}, who="test")
+    html = report_space(settings, space, tmp_path / "report.html", ledger=ledger).read_text("utf-8")
+    assert 'class="lineage"' in html
+    assert "space 2</text>" in html
+    assert "space 1</text>" not in html
+    assert "1 earlier space is not shown" in html
 
 
 def test_a_space_without_rows_is_told(settings: RepoSettings, space: Space, tmp_path: Path) -> None:
