@@ -66,20 +66,27 @@ def race_processes(url: str, rounds: Sequence[Round]) -> list[list[str | None]]:
         _SPAWN.Process(target=_run, args=(url, racer, steps, barrier, results))
         for racer, steps in enumerate(zip(*rounds, strict=True))
     ]
-    for process in processes:
-        process.start()
-    by_racer = dict(results.get(timeout=_SECONDS) for _ in processes)
-    for process in processes:
-        process.join(_SECONDS)
-        assert process.exitcode == 0
-        process.close()
+    try:
+        for process in processes:
+            process.start()
+        by_racer = dict(results.get(timeout=_SECONDS) for _ in processes)
+    finally:
+        for process in processes:
+            process.join(_SECONDS)
+            process.kill()  # one that hangs must not outlive its test
+            process.join()
+    assert [process.exitcode for process in processes] == [0] * len(processes)
     results.close()
     results.join_thread()
     return [list(one) for one in zip(*(by_racer[k] for k in sorted(by_racer)), strict=True)]
 
 
 def _run(url: str, racer: int, steps: Sequence[Step], barrier: Any, results: Any) -> None:
-    results.put((racer, _take(url, steps, barrier)))
+    try:
+        results.put((racer, _take(url, steps, barrier)))
+    except BaseException:
+        barrier.abort()
+        raise
 
 
 def _take(url: str, steps: Sequence[Step], barrier: Any) -> list[str | None]:

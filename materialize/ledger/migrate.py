@@ -46,7 +46,7 @@ class SchemaStatus:
 
 def scripts() -> ScriptDirectory:
     """Return the migrations that ship with Palate."""
-    return ScriptDirectory(FOLDER)
+    return ScriptDirectory(str(FOLDER))
 
 
 def status(url: str) -> SchemaStatus:
