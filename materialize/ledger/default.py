@@ -69,9 +69,7 @@ class DefaultPart(Connected):
         with self._change() as session:
             current = default_move(session)
             if current is None or current.previous is None:
-                found = (
-                    "none yet" if current is None else f"space {current.space} alone so far"
-                )
+                found = "none yet" if current is None else f"space {current.space} alone so far"
                 raise LedgerConflict(
                     f"There is no default to roll back to: {found}. Promote another space: "
                     "`palate spaces promote N`."
