@@ -104,7 +104,7 @@ def _switch(
     out = folder / f"{uuid.uuid4().hex}.stop"
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "benchmarks.pin_switch", "--reader", kind),
+            *(sys.executable, "-W", "ignore", "-m", "benchmarks.pin_switch", "--reader", kind),
             *("--repository", str(spaces.tiny.path), "--out", str(out)),
         ],
         cwd=ROOT,

@@ -25,8 +25,8 @@ from materialize.batch import materialize_space
 from materialize.context import Context
 
 _READY_SECONDS, _END_SECONDS = 60.0, 60.0
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload([__name__])
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload([__name__])
 
 
 class KillableRun:
@@ -41,8 +41,8 @@ class KillableRun:
     """
 
     def __init__(self, repo: Path, end: datetime, job: dict[str, Any]) -> None:
-        self._here, there = _FORKS.Pipe()
-        self._process = _FORKS.Process(target=_work, args=(str(repo), end, job, there))
+        self._here, there = FORKS.Pipe()
+        self._process = FORKS.Process(target=_work, args=(str(repo), end, job, there))
         self._process.start()
         there.close()
         assert self._here.poll(_READY_SECONDS), "the process is ready in time"
