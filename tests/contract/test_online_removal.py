@@ -153,10 +153,9 @@ def test_a_row_written_meanwhile_is_not_disturbed_in_other_views(
     two_projects: Callable[[str], Sink],
 ) -> None:
     sink = two_projects("meanwhile")
-    later = iter(range(1, 10**6))
 
     def write(_removed: OnlineShare) -> None:
-        sink.write_arrow([(u, next(later), NOON + HOUR, NOON) for u in USERS], "other")
+        sink.write_arrow([(user, user, NOON + HOUR, NOON) for user in USERS], "other")
 
     view = sink.view("pair")
     remove_online(sink.fresh(), sink.store.config, view, ["user_id"], removed=write)
