@@ -95,6 +95,8 @@ class RunsPart(Connected):
     def commit_run(self, run_id: str, counts: Mapping[str, Any]) -> Run:
         """Mark a run committed and its space ready, in one transaction; safe to repeat.
 
+        A run over history makes no space ready: nobody is online by it.
+
         Raises
         ------
         LedgerConflict
@@ -107,7 +109,8 @@ class RunsPart(Connected):
                 row.error = None
                 if row.space is not None:
                     written = _require_present(session, row.space)
-                    if written.state == MATERIALISING and not is_bridged_view(row.view):
+                    served = not is_bridged_view(row.view) and not row.plan.get("from_history")
+                    if written.state == MATERIALISING and served:
                         why = f"run {run_id} of {row.view} was committed"
                         move_space(session, written, READY, who=job_operator(), why=why)
                 session.execute(delete(PartitionRow).where(PartitionRow.run_id == run_id))

@@ -46,6 +46,15 @@ def test_unknown_space_names_the_known_ones(ledger: Ledger) -> None:
         ledger.space(7)
 
 
+def test_a_run_over_history_makes_no_space_ready(ledger: Ledger) -> None:
+    """It writes offline alone, and a consumer of a ready space must find users online."""
+    ledger.register("a" * 12, "/a", {})
+    for run_id, from_history, state in (("h", True, "materialising"), ("r", False, "ready")):
+        ledger.begin_run(run_id * 16, "v1", run_id, {"from_history": from_history}, space=1)
+        ledger.commit_run(run_id * 16, {"rows": 1})
+        assert ledger.space(1).state == state
+
+
 def test_a_run_is_opened_once_and_its_commit_makes_the_space_ready(ledger: Ledger) -> None:
     ledger.register("a" * 12, "/a", {})
     run = ledger.begin_run("r" * 16, "v1", "key", {"end": "2026-01-01"}, space=1)
