@@ -69,6 +69,7 @@ FEAST_ON_LOAD = {
     "materialize/stores/parquet_settings.py",
     "materialize/stores/postgres.py",
     "materialize/stores/redis.py",
+    "materialize/stores/registry.py",
     "materialize/stores/retrieval.py",
     "materialize/stores/sqlite.py",
 }
