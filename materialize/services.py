@@ -7,10 +7,11 @@ lags behind; whatever calls ``apply_services`` next repairs it, and so does ``fe
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from encoder.errors import DataFault, TransientError
+from encoder.errors import DataFault, LedgerConflict, TransientError
 from materialize.ledger import Ledger
 from materialize.source import applied_view
 from transforms.names import EMBEDDING_ALIAS, SPACE_TAG, stored_view
@@ -93,10 +94,14 @@ def _wanted(
     store: FeatureStore, ledger: Ledger
 ) -> tuple[dict[str, FeatureService], tuple[str, ...]]:
     """Return the services that the ledger asks for, and the names of those without a view."""
-    pins = [ledger.pin(consumer.name) for consumer in ledger.consumers()]
-    asked = [(p.consumer, p.view, p.space, p.encoder_version, p.revision) for p in pins]
+    pins = []
+    for consumer in ledger.consumers():
+        with suppress(LedgerConflict):  # removed meanwhile
+            pins.append(ledger.pin(consumer.name))
+    rows: list[tuple[str, str, int, str, int | None]] = [
+        (p.consumer, p.view, p.space, p.encoder_version, p.revision) for p in pins
+    ]
     default = ledger.default_space()
-    rows: list[tuple[str, str, int, str, int | None]] = [*asked]
     if default is not None:
         view = stored_view(default.number)
         rows.append((EMBEDDING_ALIAS, view, default.number, default.encoder_version, None))

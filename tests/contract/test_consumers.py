@@ -6,6 +6,7 @@ Over a file registry with a SQLite ledger, and over both in PostgreSQL.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -237,6 +238,25 @@ def test_what_a_crash_left_between_ledger_and_registry_is_repaired_by_repeating(
     }
     assert not services_behind(store, ledger)
     assert not apply_services(store, ledger)
+
+
+def test_operators_who_move_consumers_at_once_leave_every_service_right(spaces: Spaces) -> None:
+    names = ("home", "search", "mail")
+    for name in names:
+        add_consumer(*_where(spaces), name, 1, **WHO)
+
+    def moves(name: str) -> None:
+        ledger = Ledger(spaces.settings.ledger_url)
+        with spaces.elsewhere() as store:
+            for space in (2, 1, 2, 1, 2):
+                move_consumer(store, ledger, name, space, **WHO)
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        for done in [pool.submit(moves, name) for name in names]:
+            done.result()
+    assert not services_behind(*_where(spaces))
+    assert {view for view, _ in _services(spaces).values()} == {stored_view(2)}
+    assert {tags[REVISION_TAG] for _, tags in _services(spaces).values()} == {"6"}
 
 
 def test_a_service_of_somebody_else_is_left_alone(spaces: Spaces) -> None:
