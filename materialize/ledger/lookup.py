@@ -76,7 +76,7 @@ def bridge_row(session: Session, version: str) -> BridgeRow:
         known = session.scalars(select(BridgeRow.version).order_by(BridgeRow.version)).all()
         raise LedgerConflict(
             f"Unknown bridge {version!r}. Known: {_listed(map(repr, known))}. "
-            "`palate spaces bridge SOURCE --to TARGET` measures one."
+            "`palate spaces stability SOURCE --against TARGET` measures one."
         )
     return row
 

@@ -68,8 +68,8 @@ def move_bridge(session: Session, row: BridgeRow, after: str, *, who: str, why: 
     if after not in _BRIDGE_NEXT[row.state]:
         raise LedgerConflict(
             f"Bridge {row.version} is {row.state}{last_change(session, 'bridge', row.version)}; it "
-            f"cannot become {after}. Measure a new one: `palate spaces bridge {row.source} --to "
-            f"{row.target}`."
+            f"cannot become {after}. Measure a new one: `palate spaces stability {row.source} "
+            f"--against {row.target}`."
         )
     record(session, "bridge", row.version, row.state, after, who=who, why=why)
     row.state = after
