@@ -11,6 +11,7 @@ from materialize.config import RepoSettings
 from materialize.ledger import Bridge, Ledger, Space
 from materialize.raw_pass import RawPass
 from materialize.source import RawSource, RawView, applied_view, resolve_views
+from materialize.stores.compact import compact_form
 from materialize.view_run import RunReport, ViewRun
 from transforms.names import bridged_view, stored_view
 from transforms.runtime import load_encoder
@@ -120,8 +121,7 @@ def materialize_spaces(
     for bridge in bridges:
         view = bridged_view(bridge.target, bridge.source)
         wanted.append((view, ledger.space(bridge.source), bridge))
-    for view, _, _ in wanted:
-        applied_view(store, view)
+    forms = {view: compact_form(applied_view(store, view)) for view, _, _ in wanted}
     schemas = {space.number: _schema(settings, space) for _, space, _ in wanted}
     reports: dict[str, RunReport] = {}
     for names in dict.fromkeys(_raw_views(schemas[space.number]) for _, space, _ in wanted):
@@ -144,6 +144,7 @@ def materialize_spaces(
                 [_encoded_as(space, bridge), fingerprint],
                 space=space,
                 bridge=bridge,
+                vectors=forms[view],
                 online=not from_history,
             )
             for view, space, bridge in group

@@ -18,7 +18,7 @@ from encoder.columns import batch_from_arrow
 from encoder.errors import VerificationFailed
 from materialize.ledger import Bridge, Space
 from materialize.stores.compact import list_column, round_trip
-from transforms.names import USER_KEY, vector_form
+from transforms.names import FLOAT32, USER_KEY, vector_form
 from transforms.runtime import encode, load_encoder
 
 __all__ = [
@@ -99,7 +99,9 @@ def encode_rows(batch: pa.RecordBatch, space: Space, store_url: str) -> pa.Recor
     )
 
 
-def bridge_rows(rows: pa.RecordBatch, bridge: Bridge, store_url: str) -> pa.RecordBatch:
+def bridge_rows(
+    rows: pa.RecordBatch, bridge: Bridge, store_url: str, form: str = FLOAT32
+) -> pa.RecordBatch:
     """Return rows of a bridge's source space as rows of its target space.
 
     Parameters
@@ -109,13 +111,18 @@ def bridge_rows(rows: pa.RecordBatch, bridge: Bridge, store_url: str) -> pa.Reco
     bridge : Bridge
     store_url : str
         Folder or URL of the artifact store.
+    form : str
+        Form in which the bridged view keeps vectors online, one of ``VECTOR_FORMS``.
 
     Raises
     ------
     ArtifactError
         The bridge is not there, or damaged.
+    ValueError
+        A vector does not fit the form.
     """
-    vectors = _load_bridge(store_url, bridge.version).apply(embedding_matrix(rows["embedding"]))
+    mapped = _load_bridge(store_url, bridge.version).apply(embedding_matrix(rows["embedding"]))
+    vectors = round_trip(mapped, form)
     n_rows = rows.num_rows
     changed = {
         "embedding": list_column(vectors),

@@ -49,6 +49,8 @@ class Target:
         Whose encoder makes the rows; None: a raw view, whose rows go online as they are.
     bridge : Bridge or None
         From that space to the one in which the rows lie; None: they stay as they are encoded.
+    vectors : str
+        Form in which the view keeps vectors online.
     folder : Path
         Where the encoded partitions lie.
     online : bool
@@ -59,6 +61,7 @@ class Target:
     view: str
     space: Space | None
     bridge: Bridge | None
+    vectors: str
     folder: Path
     online: bool
 
@@ -262,7 +265,9 @@ class PartitionWorker:
         if space.number not in by_space:
             by_space[space.number] = encode_rows(batch, space, url)
         rows = by_space[space.number]
-        return rows if target.bridge is None else bridge_rows(rows, target.bridge, url)
+        if target.bridge is None:
+            return rows
+        return bridge_rows(rows, target.bridge, url, target.vectors)
 
 
 def _file(folder: Path, number: int) -> Path:

@@ -23,6 +23,7 @@ from materialize.metrics import RunMetrics
 from materialize.partition import PartitionDone, Target, partition_numbers
 from materialize.stores.append import locked
 from materialize.verify import row_count, verify_count, verify_online
+from transforms.names import FLOAT32
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -83,6 +84,8 @@ class ViewRun:
         Whose encoder makes the rows; None: a raw view.
     bridge : Bridge or None
         From that space to the one in which the rows lie.
+    vectors : str
+        Form in which the view keeps vectors online, one of ``VECTOR_FORMS``.
     online : bool
         False: offline only.
 
@@ -100,10 +103,12 @@ class ViewRun:
         *,
         space: Space | None = None,
         bridge: Bridge | None = None,
+        vectors: str = FLOAT32,
         online: bool = True,
     ) -> None:
         self._store, self._settings, self._ledger = store, settings, ledger
-        self.view, self.space, self.bridge, self.online = view, space, bridge, online
+        self.view, self.space, self.bridge = view, space, bridge
+        self.vectors, self.online = vectors, online
         self._key = hashlib.sha256(json.dumps(list(what)).encode()).hexdigest()
         self.run_id = self._key[:16]
         self.metrics = RunMetrics(view, self.run_id)
@@ -163,7 +168,9 @@ class ViewRun:
     def target(self) -> Target:
         """Return what the workers write."""
         folder = self._published if self.published else self.staging / "encoded"
-        return Target(self.run_id, self.view, self.space, self.bridge, folder, self.online)
+        return Target(
+            self.run_id, self.view, self.space, self.bridge, self.vectors, folder, self.online
+        )
 
     def todo(self) -> list[int]:
         """Return the partitions that no earlier attempt has done, and count the others."""

@@ -23,12 +23,13 @@ from materialize.ledger import Bridge, Ledger, Space
 from materialize.live import live_targets
 from materialize.publish import write_json
 from materialize.source import parquet_files
+from materialize.stores.compact import round_trip
 from materialize.view_run import RunReport
 from tests.encoders import tiny_artifact
 from tests.repositories import VIEWS, TinyRepository, raw_rows
 from transforms.embedding_views import declare_bridged_view
 from transforms.layout import ACTIVITY
-from transforms.names import bridged_view, stored_view
+from transforms.names import FLOAT32, VECTOR_FORMS, bridged_view, stored_view
 
 USERS = list(range(60))
 END = datetime(2100, 1, 1, tzinfo=timezone.utc)
@@ -38,7 +39,7 @@ ONE, TWO, ACROSS = stored_view(1), stored_view(2), bridged_view(1, 2)
 class World:
     """Two spaces over the same raw rows of sixty users, and a bridge from the new to the old."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, vectors: str = FLOAT32) -> None:
         self.tiny = TinyRepository.make(folder)
         self.tiny.write_raw(raw_rows(USERS), offline=True)
         self.settings = self.tiny.settings.with_job(rows_per_partition=10, workers=2)
@@ -66,6 +67,7 @@ class World:
                     source=2,
                     bridge_version=self.bridge.version,
                     folder=self.settings.offline_dir / ACROSS,
+                    vectors=vectors,
                 )
             ]
         )
@@ -131,11 +133,15 @@ def test_raw_rows_are_read_once_and_every_view_has_all_users(world: World, read:
     assert [space.state for space in world.ledger.spaces()] == ["ready", "ready"]
 
 
-def test_a_bridged_view_is_its_source_under_the_map(world: World) -> None:
+@pytest.mark.parametrize("form", VECTOR_FORMS)
+def test_a_bridged_view_is_its_source_under_the_map_in_its_own_form(
+    tmp_path: Path, form: str
+) -> None:
+    world = World(tmp_path / "repo", form)
     world.run()
     source, across = world.offline(TWO), world.offline(ACROSS)
     vectors = embedding_matrix(source["embedding"].combine_chunks())
-    expected = world.artifact.apply(vectors)
+    expected = round_trip(world.artifact.apply(vectors), form)
     assert np.array_equal(embedding_matrix(across["embedding"].combine_chunks()), expected)
     for column in ("user_id", "as_of", "status", "n_events", "event_timestamp"):
         assert across[column].equals(source[column])
