@@ -228,7 +228,7 @@ def _until_healthy(url: str, server: subprocess.Popen[bytes]) -> None:
 
 def test_the_artifact_knows_its_cut_off_and_its_item_vectors(story: Story) -> None:
     printed = json.loads(
-        run("palate", "spaces", "show", "1", "--repo", str(story.repo), cwd=story.repo)
+        run("palate", "spaces", "show", "1", "--json", "--repo", str(story.repo), cwd=story.repo)
     )
     assert printed["encoder_version"] == story.space.encoder_version
     assert printed["state"] == "ready"
