@@ -19,7 +19,7 @@ from transforms.names import USER_KEY
 if TYPE_CHECKING:
     from feast import FeatureStore, FeatureView
 
-__all__ = ["OnlineRows", "RowReader", "Rows"]
+__all__ = ["OnlineRows", "RowReader", "Rows", "entity_keys"]
 
 _FIELDS = ("embedding", "as_of", "space", "encoder_version", "status", "n_events")
 
@@ -95,8 +95,11 @@ class OnlineRows:
         TypeError
             An id is not of the user entity's type.
         """
+        from feast.types import String
+
         view = self._view(pin)
-        keys = _entity_keys(view, users)
+        (column,) = view.entity_columns
+        keys = entity_keys(users, text=column.dtype == String)
         answer = (
             self._online.online_read(self._store.config, view, keys, list(_FIELDS)) if keys else []
         )
@@ -142,13 +145,18 @@ class OnlineRows:
             time.sleep(_POLL_SECONDS)
 
 
-def _entity_keys(view: FeatureView, users: Sequence[Any]) -> list[Any]:
+def entity_keys(users: Sequence[Any], *, text: bool) -> list[Any]:
+    """Return Feast's keys of users; ``text``: their ids are strings, else integers.
+
+    Raises
+    ------
+    TypeError
+        An id is of another type.
+    """
     from feast.protos.feast.types.EntityKey_pb2 import EntityKey
     from feast.protos.feast.types.Value_pb2 import Value
-    from feast.types import String
 
-    (column,) = view.entity_columns
-    if column.dtype == String:
+    if text:
         values = [Value(string_val=user) for user in users]
     else:
         values = [Value(int64_val=operator.index(user)) for user in users]

@@ -24,6 +24,7 @@ from materialize.config import RepoSettings
 from materialize.ledger import Bridge, Ledger
 from materialize.lineage import CHAIN_FACT, chain
 from materialize.offline_removal import folder_share, held_by_a_run, remove_folder
+from materialize.online_rows import entity_keys
 from materialize.removal_tally import TALLY_FACT, Tally, bytes_by_kind
 from materialize.services import apply_services
 from materialize.source import parquet_files
@@ -313,7 +314,8 @@ class _Retirement:
 
     def _verify_gone(self, online: Any, config: Any, view: FeatureView) -> None:
         """Raise when one of a sample of users still has a row."""
-        keys = _entity_keys(self._settings.offline_dir / view.name)
+        users = _some_users(self._settings.offline_dir / view.name)
+        keys = entity_keys(users, text=bool(users) and isinstance(users[0], str))
         found = online.online_read(config, view, keys, [view.features[0].name]) if keys else []
         left = sum(
             any(value.WhichOneof("val") for value in (values or {}).values()) for _, values in found
@@ -380,26 +382,14 @@ def _bare_view(name: str) -> FeatureView:
     return FeatureView(name=name, schema=list(EMBEDDING_FIELDS), source=FileSource(path="unused"))
 
 
-def _entity_keys(folder: Path) -> list[Any]:
-    """Return keys of some users that have rows offline, from the last of its files."""
-    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-    from feast.protos.feast.types.Value_pb2 import Value
-
+def _some_users(folder: Path) -> list[Any]:
+    """Return some users that have rows offline, from the last of its files."""
     users: list[Any] = []
     for path in reversed(parquet_files(folder)):
         users += pq.read_table(path, columns=[USER_KEY]).column(USER_KEY).unique().to_pylist()
         if len(users) >= _SAMPLE:
             break
-    chosen = random.Random(0).sample(users, min(_SAMPLE, len(users)))  # noqa: S311 - no secret
-    return [
-        EntityKey(
-            join_keys=[USER_KEY],
-            entity_values=[
-                Value(int64_val=user) if isinstance(user, int) else Value(string_val=user)
-            ],
-        )
-        for user in chosen
-    ]
+    return random.Random(0).sample(users, min(_SAMPLE, len(users)))  # noqa: S311 - no secret
 
 
 def _known(**figures: int | None) -> dict[str, int]:

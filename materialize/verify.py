@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from encoder.errors import VerificationFailed
 from materialize.embedding_rows import embedding_matrix
+from materialize.online_rows import entity_keys
 from materialize.source import parquet_files
 from transforms.names import USER_KEY
 
@@ -139,19 +140,9 @@ def _read_online(
     and `get_online_features` refuses to serve it.
     """
     from feast.infra.online_stores.helpers import get_online_store_from_config
-    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-    from feast.protos.feast.types.Value_pb2 import Value
 
     online = get_online_store_from_config(store.config.online_store)
-    keys = [
-        EntityKey(
-            join_keys=[USER_KEY],
-            entity_values=[
-                Value(int64_val=user) if isinstance(user, int) else Value(string_val=user)
-            ],
-        )
-        for user in users
-    ]
+    keys = entity_keys(users, text=isinstance(users[0], str))
     found = online.online_read(
         store.config, store.get_feature_view(view), keys, ["embedding", "as_of"]
     )
