@@ -8,6 +8,7 @@
         ├── DataFault             the user's data cannot be used as it is
         ├── MalformedInput        one user's raw features do not fit the encoder's schema
         ├── ArtifactError         an encoder artifact is missing, damaged or of an unknown format
+        ├── CorruptValue          a stored value is not what its feature's type says
         ├── SpaceMismatch         vectors or raw features of another space or modality version
         ├── TrainingFault         training cannot go on from here
         ├── LedgerConflict        the ledger's state does not allow the step
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 __all__ = [
     "ArtifactError",
+    "CorruptValue",
     "DataFault",
     "EmbeddingError",
     "EvaluationFault",
@@ -70,6 +72,31 @@ class MalformedInput(TerminalError):
     ) -> None:
         super().__init__(message)
         self.column = column
+        self.row = row
+        self.user = user
+
+
+class CorruptValue(TerminalError):
+    """A value in the online store cannot be what a job of Palate or Feast wrote there.
+
+    Parameters
+    ----------
+    message : str
+        What was found, what was expected, what to do.
+    view, field : str
+        Feature view and feature.
+    row : int
+        Zero-based row of the read.
+    user : str or None
+        The row's user id, where the caller knows it.
+    """
+
+    def __init__(
+        self, message: str, *, view: str, field: str, row: int, user: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.view = view
+        self.field = field
         self.row = row
         self.user = user
 

@@ -31,6 +31,7 @@ __all__ = [
     "round_trip",
     "round_trip_column",
     "rounding_bound",
+    "unpack",
 ]
 
 _Floats = npt.NDArray[np.float32]
@@ -91,7 +92,7 @@ def round_trip(vectors: _Floats, form: str) -> _Floats:
     -----
     Idempotent bit for bit: ``round_trip(round_trip(v)) == round_trip(v)``.
     """
-    return vectors if form == FLOAT32 else _unpack(_pack(vectors, form), form)
+    return vectors if form == FLOAT32 else unpack(_pack(vectors, form), form)
 
 
 def round_trip_column(column: pa.Array | pa.ChunkedArray, form: str) -> pa.Array:
@@ -163,7 +164,7 @@ def restore(values: Iterable[Any], form: str) -> None:
             by_width.setdefault(len(value.bytes_val), []).append(value)
     for width, group in by_width.items():
         packed = np.frombuffer(b"".join([value.bytes_val for value in group]), np.uint8)
-        rows = float_values(_unpack(packed.reshape(len(group), width), form))
+        rows = float_values(unpack(packed.reshape(len(group), width), form))
         for value, row in zip(group, rows, strict=True):
             value.ParseFromString(row)
 
@@ -179,15 +180,24 @@ def _pack(vectors: _Floats, form: str) -> _Bytes:
     return np.concatenate([head, levels.view(np.uint8)], axis=1)
 
 
-def _unpack(packed: _Bytes, form: str) -> _Floats:
-    """Return stored bytes (n, width) as float32 (n, dim)."""
+def unpack(packed: _Bytes, form: str) -> _Floats:
+    """Return stored bytes, uint8 (n, width), as float32 (n, dim).
+
+    Bytes that no writer of a form made may give NaN or infinity.
+
+    Raises
+    ------
+    ValueError
+        No vector of the form has this width.
+    """
     width = packed.shape[1]
     if form == "float16" and width % 2 == 0:
         return np.ascontiguousarray(packed).view("<f2").astype(np.float32)
     if form == "int8" and width >= _SCALE_BYTES:
         scales = np.ascontiguousarray(packed[:, :_SCALE_BYTES]).view("<f4")  # (n, 1)
         levels = np.ascontiguousarray(packed[:, _SCALE_BYTES:]).view(np.int8)
-        return (scales * levels.astype(np.float32)).astype(np.float32, copy=False)
+        with np.errstate(all="ignore"):  # a damaged scale may be anything
+            return (scales * levels.astype(np.float32)).astype(np.float32, copy=False)
     raise ValueError(
         f"a stored vector of {width} bytes given, which is no {form} vector. Did another view or "
         "program write to this store?"

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 __all__ = [
     "CREATED_FIELD",
+    "blob_header",
     "blob_values",
     "entity_keys",
     "float_values",
@@ -76,7 +77,7 @@ def float_values(numbers: npt.NDArray[np.float32]) -> list[bytes]:
 
 def blob_values(content: _Bytes) -> list[bytes]:
     """Return each row of uint8 (n, width) as a serialised ``Value`` of bytes."""
-    return _fixed_rows(_BYTES_VAL + _varint(content.shape[1]), np.ascontiguousarray(content))
+    return _fixed_rows(blob_header(content.shape[1]), np.ascontiguousarray(content))
 
 
 def value_text(column: pa.Array, kind: str) -> list[str | None]:
@@ -178,6 +179,11 @@ def _packed(column: pa.Array, tag: bytes, dtype: str, kind: pa.DataType) -> list
         for start, end in zip((ends - sizes).tolist(), ends.tolist(), strict=True)
     ]
     return spread(rows, column)
+
+
+def blob_header(size: int) -> bytes:
+    """Return what stands before ``size`` bytes in a ``Value`` of bytes."""
+    return _BYTES_VAL + _varint(size)
 
 
 def packed_header(tag: bytes, size: int) -> bytes:
