@@ -5,63 +5,30 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
-import time
-import uuid
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
 from encoder.artifact import EncoderArtifact
-from encoder.errors import ArtifactError, MalformedInput, SpaceMismatch
+from encoder.errors import MalformedInput, SpaceMismatch
 from encoder.store import ArtifactStore
 from tests.encoders import SCHEMA, tiny_artifact
 from tests.repositories import as_batch, raw_rows
 from tests.strategies import batches, random_batch, take, to_table
 from transforms.layout import ACTIVITY, ONBOARDING, PROFILE, column
-from transforms.runtime import encode, encode_on_demand, load_encoder
+from transforms.runtime import encode, encode_on_demand
 
 ROOT = Path(__file__).parents[3]
 
 
-class _SlowFileSystem(MemoryFileSystem):
-    """An object store: it counts the reads of manifests, and answers after a moment."""
-
-    protocol = "slow"
-    store: dict[str, Any] = {}  # noqa: RUF012  fsspec keeps a memory file system's files in the class
-    pseudo_dirs: list[str] = [""]  # noqa: RUF012
-    reads: list[str] = []  # noqa: RUF012
-
-    @classmethod
-    def _strip_protocol(cls, path: str) -> str:
-        stripped: str = super()._strip_protocol(path.removeprefix("slow:"))
-        return stripped
-
-    def cat_file(self, path: str, *args: Any, **kwargs: Any) -> bytes:
-        if path.endswith("manifest.json"):
-            self.reads.append(path.split("/")[-2])
-            time.sleep(0.02)  # lets the other threads ask meanwhile
-        content: bytes = super().cat_file(path, *args, **kwargs)
-        return content
-
-
 @pytest.fixture(scope="module")
-def artifacts() -> list[EncoderArtifact]:
-    return [tiny_artifact(seed) for seed in range(5)]
-
-
-@pytest.fixture(scope="module")
-def artifact(artifacts: list[EncoderArtifact]) -> EncoderArtifact:
-    return artifacts[0]
+def artifact() -> EncoderArtifact:
+    return tiny_artifact(0)
 
 
 @pytest.fixture(scope="module")
@@ -69,18 +36,6 @@ def store(tmp_path_factory: pytest.TempPathFactory, artifact: EncoderArtifact) -
     url = str(tmp_path_factory.mktemp("encoders"))
     ArtifactStore(url).save(artifact)
     return url
-
-
-@pytest.fixture
-def slow(artifacts: list[EncoderArtifact]) -> Iterator[str]:
-    """The URL of a store of five encoders whose reads are counted."""
-    fsspec.register_implementation("slow", _SlowFileSystem, clobber=True)
-    url = f"slow://{uuid.uuid4().hex}"
-    for one in artifacts:
-        ArtifactStore(url).save(one)
-    _SlowFileSystem.reads.clear()
-    yield url
-    _SlowFileSystem.store.clear()
 
 
 # --- numbers
@@ -178,60 +133,6 @@ def test_faults_of_a_row_are_raised_and_not_answered(store: str, artifact: Encod
     other[column(ACTIVITY, "modality")] = ["f" * 12] * 2
     with pytest.raises(SpaceMismatch, match="modality version 'ffffffffffff' given"):
         _answer(artifact, store, other)
-
-
-# --- encoders in memory
-
-
-def test_eight_threads_load_an_encoder_once(slow: str, artifacts: list[EncoderArtifact]) -> None:
-    version = artifacts[0].encoder_version
-    start = threading.Barrier(8)
-
-    def ask(_: int) -> EncoderArtifact:
-        start.wait()
-        return load_encoder(slow, version)
-
-    with ThreadPoolExecutor(8) as pool:
-        loaded = list(pool.map(ask, range(8)))
-    assert _SlowFileSystem.reads == [version]
-    assert all(one is loaded[0] for one in loaded)
-
-
-def test_eight_threads_that_encode_get_the_same_numbers(
-    slow: str, artifacts: list[EncoderArtifact]
-) -> None:
-    batch = random_batch(SCHEMA, 20)
-    # Three encoders fit into memory: each is read once, whoever comes first.
-    versions = [artifacts[k % 3].encoder_version for k in range(24)]
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda v: encode(batch, v, slow).embedding, versions))
-    for k, embedding in enumerate(found):
-        assert np.array_equal(embedding, artifacts[k % 3].encode(batch))
-    assert sorted(_SlowFileSystem.reads) == sorted(set(versions))
-
-
-def test_the_four_encoders_used_last_are_kept(slow: str, artifacts: list[EncoderArtifact]) -> None:
-    versions = [one.encoder_version for one in artifacts]
-    for version in versions[:4]:
-        load_encoder(slow, version)
-    load_encoder(slow, versions[0])  # now the second is the one not used for longest
-    load_encoder(slow, versions[4])
-    assert _SlowFileSystem.reads == versions
-    for version in (versions[0], versions[2], versions[3], versions[4]):
-        load_encoder(slow, version)
-    assert _SlowFileSystem.reads == versions
-    load_encoder(slow, versions[1])
-    assert _SlowFileSystem.reads == [*versions, versions[1]]
-
-
-def test_an_encoder_that_failed_to_load_is_asked_for_again(
-    tmp_path: Path, artifact: EncoderArtifact
-) -> None:
-    version = artifact.encoder_version
-    with pytest.raises(ArtifactError, match=f"Unknown encoder version '{version}'. Stored: none"):
-        load_encoder(str(tmp_path), version)
-    ArtifactStore(str(tmp_path)).save(artifact)
-    assert load_encoder(str(tmp_path), version).encoder_version == version
 
 
 _SERVE = """
