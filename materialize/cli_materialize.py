@@ -35,6 +35,12 @@ __all__ = ["materialize_command"]
     show_default=True,
     help="Measure a new space against the one before, once.",
 )
+@click.option(
+    "--drift/--no-drift",
+    default=True,
+    show_default=True,
+    help="Measure a run over all users against the space's one before.",
+)
 @click.option("--force", is_flag=True, help="Write again what was committed before.")
 @click.option("--engine", type=click.Choice(["local", "ray"]), help="Default: palate.yaml's.")
 @click.option("--workers", type=click.IntRange(1), help="Partitions at the same time.")
@@ -52,6 +58,7 @@ def materialize_command(
     from_history: bool,
     raw: bool,
     stability: bool,
+    drift: bool,
     force: bool,
     dry_run: bool,
     quiet: bool,
@@ -87,6 +94,11 @@ def materialize_command(
     reports = materialize_spaces(
         *where, targets.spaces, targets.bridges, **how, from_history=from_history
     )
+    if drift and not dry_run:
+        from materialize.drift import after_run
+
+        for space in targets.spaces:
+            after_run(context.settings, context.ledger, space)
     if stability and not dry_run:
         from materialize.stability import after_first_run
 

@@ -51,7 +51,7 @@ def list_command(repo: Path, as_json: bool) -> None:
 @_NUMBER
 @_JSON
 def show_command(repo: Path, number: int, as_json: bool) -> None:
-    """Print what space NUMBER came from, its runs, consumers, bridges and history."""
+    """Print what space NUMBER came from, its runs, their drift, consumers, bridges, history."""
     from materialize.context import Context
     from materialize.space_record import space_lines, space_record
 
@@ -156,6 +156,23 @@ def stability_command(
     previous = context.ledger.space(number - 1 if against is None else against)
     where = (context.store, context.settings, context.ledger, space, previous)
     report = measure_stability(*where, anchors=anchors, seed=seed, progress=not quiet)
+    print_json(report.to_dict())
+
+
+@spaces_group.command("drift")
+@REPO
+@_NUMBER
+@click.option(
+    "--users", type=click.IntRange(10), default=10_000, show_default=True, help="Users at most."
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+def drift_command(repo: Path, number: int, users: int, seed: int) -> None:
+    """Measure how far the last run of space NUMBER over all users lies from the one before."""
+    from materialize.drift import measure_drift
+
+    context = _context(repo)
+    space = context.ledger.space(number)
+    report = measure_drift(context.settings, context.ledger, space, users=users, seed=seed)
     print_json(report.to_dict())
 
 

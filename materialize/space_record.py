@@ -37,9 +37,11 @@ def space_record(settings: RepoSettings, ledger: Ledger, number: int) -> dict[st
     """Return everything that the ledger and the artifact tell of a space, as JSON types.
 
     Besides the fields of `space_row`: ``default`` and ``live`` (bool), ``chain`` (see
-    `materialize.lineage.Chain`; None with ``no_chain``, the reason), ``runs``, ``consumers``,
-    ``bridges`` (into and out of the space, with their figures) and ``transitions`` (of the space,
-    of the default and of consumers where it is named, and of its bridges), oldest first.
+    `materialize.lineage.Chain`; None with ``no_chain``, the reason), ``runs``, ``drift`` (of each
+    run that was compared with the one before, see `materialize.drift.DriftReport`, or
+    ``not_measured``, the reason), ``consumers``, ``bridges`` (into and out of the space, with their
+    figures) and ``transitions`` (of the space, of the default and of consumers where it is named,
+    and of its bridges), oldest first.
 
     Raises
     ------
@@ -52,13 +54,16 @@ def space_record(settings: RepoSettings, ledger: Ledger, number: int) -> dict[st
         came_from = chain(settings, space).to_dict()
     except ArtifactError as exc:
         no_chain = str(exc)
-    bridges = _bridges(ledger, number)
+    bridges, runs = _bridges(ledger, number), ledger.runs(number)
     return space_row(space) | {
         "default": default is not None and default.number == number,
         "live": number in {live.number for live in ledger.live_spaces()},
         "chain": came_from,
         "no_chain": no_chain,
-        "runs": [_plain(asdict(run)) for run in ledger.runs(number)],
+        "runs": [_without_drift(_plain(asdict(run))) for run in runs],
+        "drift": [
+            {"run_id": run.run_id, **run.counts["drift"]} for run in runs if "drift" in run.counts
+        ],
         "consumers": [_plain(asdict(consumer)) for consumer in ledger.consumers(number)],
         "bridges": [_plain(asdict(bridge)) for bridge in bridges],
         "transitions": [
@@ -81,6 +86,7 @@ def space_lines(record: Mapping[str, Any]) -> Iterator[str]:
             yield f"  {name:<15}  {_text(value)}"
     yield from _chain_lines(record)
     yield from _section("runs", record["runs"], _run_line)
+    yield from _section("drift", record["drift"], _drift_line)
     yield from _section("consumers", record["consumers"], _consumer_line)
     yield from _section("bridges", record["bridges"], _bridge_line)
     freed = record["facts"].get("freed")
@@ -161,6 +167,11 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
     return {k: v.isoformat() if isinstance(v, datetime) else v for k, v in row.items()}
 
 
+def _without_drift(run: dict[str, Any]) -> dict[str, Any]:
+    counts = {name: count for name, count in run["counts"].items() if name != "drift"}
+    return run | {"counts": counts}
+
+
 def _section(title: str, rows: list[dict[str, Any]], line: Any) -> Iterator[str]:
     yield f"{title}:" if rows else f"{title}: none"
     for row in rows:
@@ -205,6 +216,18 @@ def _run_line(run: Mapping[str, Any]) -> str:
     history = "history" if run["plan"].get("from_history") else ""
     told = (_moment(run["started_at"]), run["run_id"], run["view"], run["state"], rows, history)
     return "  ".join(word for word in told if word)
+
+
+def _drift_line(drift: Mapping[str, Any]) -> str:
+    named = f"{drift['run_id']} against {drift['against']}: "
+    if "not_measured" in drift:
+        return f"{named}not measured: {drift['not_measured']}"
+    cosine, auc, gap = drift["cosine"], drift["two_sample_auc"], drift["as_of_gap_days"]
+    return (
+        f"{named}cosine {cosine['mean']['value']:.3f}, 5% below {cosine['p5']:.3f}, two-sample AUC "
+        f"{auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}], {gap['median']:.1f} days "
+        f"apart, {drift['unchanged']:.0%} unchanged, {drift['users']:,} users"
+    )
 
 
 def _consumer_line(consumer: Mapping[str, Any]) -> str:

@@ -33,9 +33,19 @@ from transforms.names import USER_KEY, stored_view
 if TYPE_CHECKING:
     from feast import FeatureStore
 
-__all__ = ["Anchors", "StabilityReport", "after_first_run", "measure_stability", "read_anchors"]
+__all__ = [
+    "DRAW",
+    "Anchors",
+    "StabilityReport",
+    "after_first_run",
+    "measure_stability",
+    "read_anchors",
+]
 
 _log = logging.getLogger(__name__)
+
+DRAW = "CREATE MACRO draw(user, seed) AS md5(concat_ws(':', user, seed))"
+"""SQL: by what users are drawn, the seed as text; those with the lowest are chosen."""
 
 _NEIGHBOURS = 50
 _NEIGHBOUR_SHARE = 10
@@ -249,6 +259,7 @@ def read_anchors(
         for name, view in zip(("new_rows", "old_rows"), views, strict=True):
             paths = [str(path) for path in parquet_files(settings.offline_dir / view)]
             db.read_parquet(paths, hive_partitioning=False).create_view(name)
+        db.execute(DRAW)
         db.execute(_CHOSEN, [str(seed), n])
         new, old = (db.sql(query).to_arrow_table() for query in (_NEW_VECTORS, _OLD_VECTORS))
     if not new.num_rows:
@@ -350,7 +361,7 @@ WITH common AS (
     GROUP BY user_id
 )
 SELECT user_id, as_of, row_number() OVER (ORDER BY draw, user_id) AS number
-FROM (SELECT *, md5(concat_ws(':', user_id, $1)) AS draw FROM common)
+FROM (SELECT *, draw(user_id, $1) AS draw FROM common)
 ORDER BY draw, user_id LIMIT $2
 """
 

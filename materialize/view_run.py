@@ -28,7 +28,7 @@ from transforms.names import FLOAT32
 if TYPE_CHECKING:
     from feast import FeatureStore
 
-__all__ = ["RunReport", "ViewRun"]
+__all__ = ["RunReport", "ViewRun", "run_folder"]
 
 _log = logging.getLogger(__name__)
 
@@ -246,7 +246,7 @@ class ViewRun:
 
     @property
     def _published(self) -> Path:
-        return self._settings.offline_dir / self.view / f"run-{self.run_id}"
+        return run_folder(self._settings, self.view, self.run_id)
 
     def _staging(self, run_id: str) -> Path:
         return self._settings.offline_dir / "_staging" / run_id
@@ -296,6 +296,11 @@ class ViewRun:
         )
         _log.info("%s", report)
         return report
+
+
+def run_folder(settings: RepoSettings, view: str, run_id: str) -> Path:
+    """Return where the rows of a committed run lie."""
+    return settings.offline_dir / view / f"run-{run_id}"
 
 
 @contextmanager

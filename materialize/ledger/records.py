@@ -42,6 +42,7 @@ class Run:
     """One materialisation of one feature view: of a space, or (``space`` None) of a raw view.
 
     ``state`` is ``running``, ``failed`` or ``committed``; only a committed run's counts are facts.
+    Besides numbers of rows they hold ``drift``, once it is measured (`materialize.drift`).
     """
 
     run_id: str

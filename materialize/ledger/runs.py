@@ -116,6 +116,34 @@ class RunsPart(Connected):
                 session.execute(delete(PartitionRow).where(PartitionRow.run_id == run_id))
             return from_row(Run, row)
 
+    def record_drift(self, run_id: str, figures: Mapping[str, Any]) -> Run:
+        """Add to a committed run's counts, as ``drift``, how far it lies from an earlier one.
+
+        Measured again, the newer figures replace the older ones.
+
+        Parameters
+        ----------
+        run_id : str
+        figures : mapping
+            JSON types.
+
+        Raises
+        ------
+        LedgerConflict
+            There is no such run, or it is being repeated: its rows may change yet.
+        """
+        with self._change() as session:
+            row = session.get(RunRow, run_id)
+            if row is None or row.state != "committed":
+                found = "not there" if row is None else row.state
+                raise LedgerConflict(
+                    f"Run {run_id} is {found}, a committed one expected. Run `palate spaces show "
+                    "N` to see the runs of a space."
+                )
+            # A new mapping: SQLAlchemy does not see what changes inside one.
+            row.counts = {**row.counts, "drift": dict(figures)}
+            return from_row(Run, row)
+
     def fail_run(self, run_id: str, error: str) -> None:
         """Record why a run failed; a committed run stays committed."""
         with self._change() as session:

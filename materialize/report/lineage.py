@@ -241,16 +241,24 @@ def _levels(record: Record, *, chosen: bool) -> Iterator[list[Node]]:
         last = max(runs, key=lambda run: str(run["started_at"]))
         rows = f"{last['counts']['rows']:,} rows" if "rows" in last["counts"] else last["state"]
         many = f"{len(runs)} run" + ("s" if len(runs) > 1 else "")
-        yield [box(5, str(number), many, [f"last {last['started_at'][:10]}", rows], "list")]
+        lines = [f"last {last['started_at'][:10]}", rows, *_drift(record)]
+        yield [box(5, str(number), many, lines, "list")]
     consumers = [_consumer(record, consumer) for consumer in record["consumers"]]
     if consumers:
         more = len(consumers) - _MOST_NAMES
-        lines = [*consumers[:_MOST_NAMES], *([f"and {more} more"] if more > 0 else [])]
+        names = [*consumers[:_MOST_NAMES], *([f"and {more} more"] if more > 0 else [])]
         many = f"{len(consumers)} consumer" + ("s" if len(consumers) > 1 else "")
-        node = box(6, str(number), many, lines, "list")
+        node = box(6, str(number), many, names, "list")
         if more > 0:
             node = replace(node, tooltip="\n".join((many, *consumers)))
         yield [node]
+
+
+def _drift(record: Record) -> Iterator[str]:
+    """Yield how far the newest run that was compared lies from the one before it."""
+    measured = [drift for drift in record["drift"] if "not_measured" not in drift]
+    if measured:
+        yield f"drift AUC {measured[-1]['two_sample_auc']['value']:.3f}"
 
 
 def _consumer(record: Record, consumer: Mapping[str, Any]) -> str:

@@ -78,6 +78,20 @@ def test_a_committed_run_stays_committed(ledger: Ledger) -> None:
     assert (run.state, run.counts, run.error) == ("committed", {"rows": 3}, None)
 
 
+def test_drift_is_added_to_a_committed_runs_counts(ledger: Ledger) -> None:
+    ledger.register("a" * 12, "/a", {})
+    ledger.begin_run("r" * 16, "v1", "key", {}, space=1)
+    with pytest.raises(LedgerConflict, match="is running, a committed one expected"):
+        ledger.record_drift("r" * 16, {"users": 3})
+    ledger.commit_run("r" * 16, {"rows": 3})
+    for users in (3, 4):
+        ledger.record_drift("r" * 16, {"users": users})
+        assert ledger.runs(1)[0].counts == {"rows": 3, "drift": {"users": users}}
+    # A run that is repeated has other rows: what was measured of the former ones goes.
+    ledger.begin_run("r" * 16, "v1", "key", {}, space=1, again=True)
+    assert ledger.commit_run("r" * 16, {"rows": 5}).counts == {"rows": 5}
+
+
 def test_a_failed_run_keeps_its_reason_until_it_is_begun_again(ledger: Ledger) -> None:
     ledger.register("a" * 12, "/a", {})
     ledger.begin_run("r" * 16, "v1", "key", {}, space=1)

@@ -18,6 +18,7 @@ def record(number: int, **changes: Any) -> dict[str, Any]:
     told: dict[str, Any] = {
         **{"modalities": {"collaborative": "c" * 12}, "preprocessing": "b" * 12, "data": "tiny"},
         **{"consumers": (), "runs": 1, "state": "ready", "default": False, "bridges": ()},
+        **{"drift": ()},
         **changes,
     }
     blocks = {"blocks.a": "counts, 2 wide"}
@@ -37,7 +38,7 @@ def record(number: int, **changes: Any) -> dict[str, Any]:
         **{"space": number, "encoder_version": f"{number:012x}", "state": told["state"]},
         **{"default": told["default"], "chain": chain, "runs": [run] * told["runs"]},
         "consumers": [{"name": name, "bridge": None} for name in told["consumers"]],
-        "bridges": list(told["bridges"]),
+        **{"bridges": list(told["bridges"]), "drift": list(told["drift"])},
     }
 
 

@@ -151,3 +151,10 @@ def test_every_line_ends_at_boxes(records: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize("count", [1, 3, MOST_SPACES])
 def test_the_picture_of_a_few_spaces_is_as_wide_as_the_page(count: int) -> None:
     assert draw_lineage([record(k + 1) for k in range(count)], 1).width < 1082
+
+
+def test_the_runs_tell_the_newest_drift_that_was_measured() -> None:
+    drifts = [{"two_sample_auc": {"value": 0.51}}, {"two_sample_auc": {"value": 0.625}}]
+    measured = record(1, drift=[*drifts, {"against": "e" * 16, "not_measured": "files are gone"}])
+    (box,) = column(draw_lineage([measured], 1), 5)
+    assert box.lines[-1] == "drift AUC 0.625"
