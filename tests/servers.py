@@ -1,4 +1,4 @@
-"""Start a real Redis or PostgreSQL for a test, and stop it again.
+"""Start a real Redis, PostgreSQL or `feast serve` for a test, and stop it again.
 
 Each server runs in its own folder on a port that was free, and is ready when it answers its own
 protocol. As root, PostgreSQL runs as the ``postgres`` account, because it refuses to run as root.
@@ -11,9 +11,10 @@ import pwd
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,11 @@ from typing import Any
 
 import psycopg
 import redis
+import requests
 
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
+_LOG = "server.log"
 
 
 class ServerMissing(Exception):
@@ -37,6 +40,17 @@ class Server:
     host: str
     port: int
     url: str
+
+
+@dataclass(frozen=True)
+class FeastServer:
+    """A running `feast serve`."""
+
+    url: str
+    log: Path
+    """What it and its workers print."""
+    process: subprocess.Popen[bytes]
+    """The one that starts the workers."""
 
 
 _HIGHEST_PORT = 55_535
@@ -83,16 +97,21 @@ def _wait(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path
 
 @contextmanager
 def _running(
-    command: list[str], folder: Path, ready: Callable[[], bool], user: str | None = None
-) -> Iterator[None]:
-    log = folder / "server.log"
+    command: list[str],
+    folder: Path,
+    ready: Callable[[], bool],
+    user: str | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    log = folder / _LOG
+    environ = None if environment is None else {**os.environ, **environment}
     with log.open("wb") as out:
         process = subprocess.Popen(
-            command, cwd=folder, stdout=out, stderr=subprocess.STDOUT, **_as(user)
+            command, cwd=folder, stdout=out, stderr=subprocess.STDOUT, env=environ, **_as(user)
         )
     try:
         _wait(ready, process, log)
-        yield
+        yield process
     finally:
         process.terminate()
         try:
@@ -178,3 +197,34 @@ def postgres_server() -> Iterator[Server]:
         command = [str(postgres), "-D", str(data), "-p", str(port), "-k", str(folder), *options]
         with _running(command, folder, ready, user):
             yield Server("127.0.0.1", port, f"postgresql://palate:palate@127.0.0.1:{port}/palate")
+
+
+@contextmanager
+def feast_server(
+    repo: Path,
+    folder: Path,
+    *options: str,
+    workers: int = 1,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[FeastServer]:
+    """Run `feast serve` on a repository; ready when ``/health`` answers and all workers are up.
+
+    ``options`` extend its line, ``environment`` its environment; ``folder`` holds its log.
+    """
+    port = free_port()
+    url, log = f"http://127.0.0.1:{port}", folder / _LOG
+
+    def ready() -> bool:
+        try:
+            if requests.get(f"{url}/health", timeout=2).status_code != 200:
+                return False
+        except (requests.ConnectionError, requests.Timeout):
+            return False
+        # One worker's answer says nothing of the others.
+        return log.read_text(encoding="utf-8").count("Application startup complete") >= workers
+
+    program = Path(sys.executable).parent / "feast"
+    command = [str(program), "-c", str(repo), "serve", "-p", str(port), "--no-access-log"]
+    command += ["--workers", str(workers), *options]
+    with _running(command, folder, ready, environment=environment) as process:
+        yield FeastServer(url, log, process)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,7 @@ from materialize.source import parquet_files
 from materialize.train import train_space
 from materialize.validate import validate
 from tests.e2e.conftest import END, Story, run
-from tests.servers import free_port
+from tests.servers import feast_server
 from transforms.clean import CleanTables
 
 FEATURES = ("embedding", "as_of", "space", "encoder_version", "status", "n_events")
@@ -184,21 +181,12 @@ def test_feast_materialize_of_the_stored_view_gives_the_same_vectors(story: Stor
     assert _read(story, "user_embedding_s1", users) == before
 
 
-def test_feast_serve_answers_both_views(story: Story) -> None:
+def test_feast_serve_answers_both_views(story: Story, tmp_path: Path) -> None:
     users = sample_users(story.context.settings, 1, 5)
-    port = free_port()
-    server = subprocess.Popen(
-        [Path(sys.executable).parent / "feast", "serve", "-p", str(port), "--no-access-log"],
-        cwd=story.repo,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        _until_healthy(url, server)
+    with feast_server(story.repo, tmp_path) as server:
         for view in ("user_embedding_s1", "user_embedding_on_demand_s1"):
             response = requests.post(
-                f"{url}/get-online-features",
+                f"{server.url}/get-online-features",
                 json={"features": [f"{view}:embedding"], "entities": {"user_id": users}},
                 timeout=30,
             )
@@ -209,21 +197,6 @@ def test_feast_serve_answers_both_views(story: Story) -> None:
             ]["values"]
             expected = _read(story, view, users)["embedding"]
             np.testing.assert_allclose(served, expected, rtol=0, atol=1e-5)
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def _until_healthy(url: str, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 90
-    while True:
-        assert server.poll() is None, "feast serve ended"
-        assert time.monotonic() < deadline, "feast serve does not answer"
-        try:
-            if requests.get(f"{url}/health", timeout=2).status_code == 200:
-                return
-        except requests.ConnectionError:
-            time.sleep(0.1)
 
 
 def test_the_artifact_knows_its_cut_off_and_its_item_vectors(story: Story) -> None:
