@@ -22,6 +22,7 @@ MAY_IMPORT = {
     | _DATA
     | {"encoder", "transforms", "materialize", "feast", "duckdb", "pandas", "pydantic", "yaml"}
     | {
+        "faiss",
         "torch",
         "onnxruntime",
         "redis",
