@@ -36,21 +36,6 @@ _INSTANT = pa.timestamp("us", "UTC")
 _WORK = "benchmark"
 
 _LAYOUT = _raw_rows.LAYOUT
-_DATASET = {
-    "name": "benchmark",
-    "events": {
-        **{"path": "events.parquet", "user": "u", "item": "i", "timestamp": "t"},
-        "context": list(_LAYOUT.context),
-    },
-    "users": {
-        **{"path": "users.parquet", "user": "u"},
-        **{"categories": list(_LAYOUT.categories), "numbers": list(_LAYOUT.numbers)},
-    },
-    "items": {"path": "items.parquet", "item": "i", "tags": "tags"},
-    "windows": list(_LAYOUT.windows),
-    "modalities": {m.name: {"dim": m.dim, "clusters": m.clusters} for m in _LAYOUT.modalities},
-    "evaluation": {"cutoff": END.isoformat()},
-}
 
 
 def user_ids(numbers: Numbers) -> Numbers:
@@ -61,7 +46,7 @@ def user_ids(numbers: Numbers) -> Numbers:
     return numbers * 2_654_435_761 % 2**32  # an odd factor permutes 32-bit numbers
 
 
-def write_raw(folder: Path, users: int, seed: int) -> None:
+def write_raw(folder: Path, users: int, seed: int, layout: RawLayout = _LAYOUT) -> None:
     """Write the raw views of ``users`` users as `palate features build` lays them out.
 
     One row a user and view, and an older activity row for one user in ten. At most 100,000 rows
@@ -69,20 +54,21 @@ def write_raw(folder: Path, users: int, seed: int) -> None:
     """
     # Whole pieces, so that a user's row is the same however many users there are.
     distinct = pa.concat_tables(
-        _raw_rows.table(_PIECE, seed + start)
+        _raw_rows.table(_PIECE, seed + start, contract=_raw_rows.schema(layout))
         for start in range(0, min(users, _USERS_PER_FILE), _PIECE)
     )
     publication = Publication(folder)
     publication.begin(_WORK, int(time.time() * 1e6))
-    for view in _LAYOUT.views:
+    for view in layout.views:
+        schema = view_schema(view, layout, "int64")
         names = [name for name in distinct.column_names if name.startswith(f"{view}__")]
         rows = distinct.select(names).rename_columns([n.removeprefix(f"{view}__") for n in names])
         for start in range(0, users, _USERS_PER_FILE):
             numbers = np.arange(start, min(start + _USERS_PER_FILE, users))
-            _stage(publication, view, f"{start:09d}", rows, numbers)
+            _stage(publication, view, f"{start:09d}", rows, schema, numbers)
             if view == ACTIVITY:
                 older = numbers[numbers % 10 == 0]
-                _stage(publication, view, f"{start:09d}-older", rows, older, _OLDER_DAYS)
+                _stage(publication, view, f"{start:09d}-older", rows, schema, older, _OLDER_DAYS)
     publication.commit(_WORK, {}, replace=True)
 
 
@@ -91,6 +77,7 @@ def _stage(
     view: str,
     name: str,
     rows: pa.Table,
+    schema: pa.Schema,
     numbers: Numbers,
     days_older: int = 0,
 ) -> None:
@@ -111,18 +98,18 @@ def _stage(
             }
             yield pa.table(dict(zip(table.column_names, table.columns, strict=True)) | own)
 
-    schema = view_schema(view, _LAYOUT, "int64")
     publication.stage(_WORK, f"{view}/{name}.parquet", tables(), schema, keep_empty=False)
 
 
-def save_encoder(store: Path, seed: int) -> str:
+def save_encoder(store: Path, seed: int, layout: RawLayout = _LAYOUT) -> str:
     """Store an encoder with initial weights (speed does not depend on them); return its version."""
     from benchmarks.encode import artifact
     from encoder.autoencoder import AutoencoderConfig, DenoisingAutoencoder
     from encoder.preprocessing import Preprocessor
     from encoder.store import ArtifactStore
 
-    preprocessor = Preprocessor.fit(_raw_rows.schema(), [_raw_rows.batch(5_000, seed)])
+    contract = _raw_rows.schema(layout)
+    preprocessor = Preprocessor.fit(contract, [_raw_rows.batch(5_000, seed, contract)])
     model = DenoisingAutoencoder(preprocessor.input_slices, AutoencoderConfig())
     encoder = artifact(preprocessor, model)
     ArtifactStore(str(store)).save(encoder)
@@ -136,6 +123,7 @@ def make(
     encoder_versions: Sequence[str],
     online: Mapping[str, Any],
     settings: Mapping[str, Any],
+    layout: RawLayout = _LAYOUT,
 ) -> Path:
     """Write and apply a repository with a space of each encoder; return its folder.
 
@@ -152,6 +140,8 @@ def make(
         ``online_store`` of the feature_store.yaml; the rest of it is stock Feast's.
     settings : mapping
         Fields of palate.yaml.
+    layout : RawLayout
+        That of the raw rows and the encoders.
     """
     from feast import Entity, ValueType
 
@@ -166,14 +156,14 @@ def make(
             "entity_key_serialization_version": 3,
         },
         "palate.yaml": {"dataset": "dataset.yaml", "artifacts": str(artifacts), **settings},
-        "dataset.yaml": _DATASET,
+        "dataset.yaml": _dataset(layout),
     }
     for name, content in files.items():
         (folder / name).write_text(yaml.safe_dump(content), encoding="utf-8")
     context = Context(folder)
-    assert RawLayout.of(context.settings.dataset) == _LAYOUT
+    assert RawLayout.of(context.settings.dataset) == layout
     user = Entity(name="user", join_keys=[USER_KEY], value_type=ValueType.INT64)
-    views = declare_raw_views(user, _LAYOUT, raw)
+    views = declare_raw_views(user, layout, raw)
     context.store.apply([user, *views])
     for number, encoder_version in enumerate(encoder_versions, start=SPACE):
         stored = context.settings.offline_dir / stored_view(number)
@@ -186,6 +176,25 @@ def make(
             ]
         )
         url = (artifacts / encoder_version).as_uri()
-        space = context.ledger.register(encoder_version, url, {"raw_views": list(_LAYOUT.views)})
+        space = context.ledger.register(encoder_version, url, {"raw_views": list(layout.views)})
         assert space.number == number
     return folder
+
+
+def _dataset(layout: RawLayout) -> dict[str, Any]:
+    """Return the dataset.yaml whose raw features have a layout."""
+    return {
+        "name": "benchmark",
+        "events": {
+            **{"path": "events.parquet", "user": "u", "item": "i", "timestamp": "t"},
+            "context": list(layout.context),
+        },
+        "users": {
+            **{"path": "users.parquet", "user": "u"},
+            **{"categories": list(layout.categories), "numbers": list(layout.numbers)},
+        },
+        "items": {"path": "items.parquet", "item": "i", "tags": "tags"},
+        "windows": list(layout.windows),
+        "modalities": {m.name: {"dim": m.dim, "clusters": m.clusters} for m in layout.modalities},
+        "evaluation": {"cutoff": END.isoformat()},
+    }

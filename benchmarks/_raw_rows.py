@@ -24,19 +24,30 @@ LAYOUT = RawLayout(
 )
 """About 640 inputs, as the demo's data sets have."""
 
+SMALL = RawLayout(
+    (Modality("collaborative", 24, 12),),
+    (7, 30, 180),
+    context=("country", "device"),
+    categories=("gender", "age"),
+    numbers=("income",),
+)
+"""About 200 inputs in 9 columns: what serving is measured with."""
+
 _TASTES = 16
 _PIECE = 10_000
 
 
-def schema() -> FeatureSchema:
-    """Return the schema of the rows."""
-    return LAYOUT.schema(MODALITY_VERSION)
+def schema(layout: RawLayout = LAYOUT) -> FeatureSchema:
+    """Return the schema of a layout's rows."""
+    return layout.schema(MODALITY_VERSION)
 
 
-def table(n: int, seed: int, first_user: int = 0) -> pa.Table:
-    """Return ``n`` rows, one a user, each view null for one user in ten."""
+def table(
+    n: int, seed: int, first_user: int = 0, contract: FeatureSchema | None = None
+) -> pa.Table:
+    """Return ``n`` rows of a schema, one a user, each column null for one user in ten."""
     rng = np.random.default_rng(seed)
-    contract = schema()
+    contract = contract or schema()
     tastes = rng.dirichlet(np.full(_TASTES, 0.3), n)
     columns: dict[str, Any] = {"user_id": np.arange(first_user, first_user + n)}
     for name, width in contract.array_columns.items():
@@ -56,11 +67,11 @@ def table(n: int, seed: int, first_user: int = 0) -> pa.Table:
     return pa.table(columns)
 
 
-def batch(n: int, seed: int) -> RawBatch:
+def batch(n: int, seed: int, contract: FeatureSchema | None = None) -> RawBatch:
     """Return ``table`` as the encoder reads it."""
-    contract = schema()
+    contract = contract or schema()
     return batch_from_arrow(
-        table(n, seed),
+        table(n, seed, contract=contract),
         contract.array_columns,
         contract.text_columns,
         (*contract.as_of_columns, *contract.modality_columns),

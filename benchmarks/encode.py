@@ -27,7 +27,7 @@ Float32 = npt.NDArray[np.float32]
 
 def artifact(preprocessor: Preprocessor, model: DenoisingAutoencoder) -> EncoderArtifact:
     """Return the artifact of a network with initial weights: speed does not depend on them."""
-    sample = preprocessor.transform(_raw_rows.batch(64, seed=1))
+    sample = preprocessor.transform(_raw_rows.batch(64, 1, preprocessor.schema))
     return export_artifact(
         TrainingResult(model, (), 1, False, 0, 0, sample),
         TrainingConfig(),
