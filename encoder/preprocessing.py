@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from encoder.columns import ArrayColumn, RawBatch, ScalarColumn, TextColumn
-from encoder.errors import ArtifactError, MalformedInput, SpaceMismatch
+from encoder.columns import RawBatch, ScalarColumn, TextColumn
+from encoder.errors import ArtifactError
 from encoder.moments import CategoryCounts, Moments
-from encoder.schema import Block, BlockKind, FeatureSchema
+from encoder.raw_values import RawReader, column_of
+from encoder.schema import Block, BlockKind, ColumnElement, FeatureSchema
 
 __all__ = ["InputBlock", "Preprocessor", "RowSummary"]
 
 Float32 = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
-ColumnT = TypeVar("ColumnT", ArrayColumn, TextColumn, ScalarColumn)
 
 MAX_CATEGORIES = 256
 """Most frequent strings of a category that get an input of their own; the rest share one."""
@@ -30,11 +30,9 @@ CLIP = 8.0
 _MOST = 2.0**62
 """Counts are told as int64; a float32 near 2**63 would not fit."""
 
-_NOTHING = 1e-30
-"""Norms and sums below this count as all zeros; their reciprocal would leave float32."""
-
 _ABSENT = -1
-_NO_ONE = "an unnamed user"
+_ROWS = 1024
+"""Rows that are worked on at once; fastest of 64 to 4,096 for 450 to 620 inputs."""
 
 
 @dataclass(frozen=True)
@@ -140,10 +138,9 @@ class Preprocessor:
         self._factor = (1.0 / scale).astype(np.float32)
         self._categories = dict(categories)
         self._entropies = dict(entropies)
-        self._codes = {
-            name: {"": _ABSENT} | {value: code for code, value in enumerate(known)}
-            for name, known in categories.items()
-        }
+        self._reader = RawReader(schema, [b.start for b in self.input_slices], self.n_inputs)
+        self._clipped = [b for b in self.input_slices if b.kind in ("counts", "numbers")]
+        self._one_hots = _one_hots(schema, self.input_slices, self._categories)
 
     @classmethod
     def fit(cls, schema: FeatureSchema, batches: Iterable[RawBatch]) -> Preprocessor:
@@ -164,17 +161,25 @@ class Preprocessor:
         """
         moments = {b.name: Moments(b.width) for b in schema.blocks if b.kind != "category"}
         counts = {b.name: CategoryCounts() for b in schema.blocks if b.kind == "category"}
+        # Which strings there are is not known yet, and no matter: categories are not written.
+        layout = _layout(schema, dict.fromkeys(counts, ()), {})
+        width = layout[-1].stop
+        reader = RawReader(schema, [block.start for block in layout], width)
         n_rows = 0
         for batch in batches:
-            _check(schema, batch)
+            reader.check(batch)
             n_rows += batch.n_rows
-            for block in schema.blocks:
+            values = np.empty((batch.n_rows, width), np.float32)
+            present = np.zeros((batch.n_rows, len(layout)), np.bool_)
+            if reader.read(batch, slice(None), values, present):
+                reader.refuse(batch)
+            for number, (block, where) in enumerate(zip(schema.blocks, layout, strict=True)):
                 if block.kind == "category":
                     text, valid = _strings(block, batch)
                     counts[block.name].update(text[valid].tolist())
                 else:
-                    values, present = _observed(block, batch)
-                    moments[block.name].update(values[present])
+                    own = values[:, where.start : where.stop]
+                    moments[block.name].update(own[present[:, number]])
         if n_rows == 0:
             raise ValueError("No training row was given, at least one is expected.")
         means, scales = [], []
@@ -208,27 +213,39 @@ class Preprocessor:
         SpaceMismatch
             A row's pooled vectors were made by other modality encoders than the schema names.
         """
-        _check(self.schema, batch)
+        self._reader.check(batch)
         inputs = np.zeros((batch.n_rows, self.n_inputs), np.float32)
-        for block, where in zip(self.schema.blocks, self.input_slices, strict=True):
-            target = inputs[:, where.start : where.stop]
-            if block.kind == "category":
-                present = self._one_hot(block, batch, target)
-            else:
-                values, present = _observed(block, batch)
-                part = slice(where.start, where.stop)
-                # Extremes overflow to infinity here and come back to the bound in the clip.
-                with np.errstate(over="ignore", invalid="ignore"):
-                    np.subtract(values, self._mean[part], out=target)
-                    target *= self._factor[part]
-                if block.kind in ("counts", "numbers"):
-                    np.clip(target, -CLIP, CLIP, out=target)
-                if block.kind == "numbers":
-                    target[np.isnan(target)] = 0.0
-                if not present.all():
-                    target[~present] = 0.0
-            inputs[:, where.mask] = present
+        suspicious = False
+        for start in range(0, batch.n_rows, _ROWS):
+            rows = slice(start, start + _ROWS)
+            suspicious |= self._fill(batch, rows, inputs[rows])
+        if suspicious:
+            self._reader.refuse(batch)
         return inputs
+
+    def _fill(self, batch: RawBatch, rows: slice, inputs: Float32) -> bool:
+        """Fill ``inputs`` (zeros, in place) for some rows; return whether one may be malformed."""
+        values = inputs[:, : self.n_values]
+        present = np.empty((len(inputs), len(self.input_slices)), np.bool_)
+        suspicious = self._reader.read(batch, rows, inputs, present)
+        # Extremes overflow to infinity here and come back to the bound in the clip.
+        with np.errstate(over="ignore", invalid="ignore"):
+            values -= self._mean
+            values *= self._factor
+        for where in self._clipped:
+            part = inputs[:, where.start : where.stop]
+            np.minimum(part, CLIP, out=part)
+            np.maximum(part, -CLIP, out=part)
+            if where.kind == "numbers":
+                part[np.isnan(part)] = 0.0
+        for one_hot in self._one_hots:
+            one_hot.fill(batch, rows, inputs, present)
+        everybody = np.logical_and.reduce(present, axis=0).tolist()
+        for where, has in zip(self.input_slices, everybody, strict=True):
+            if not has and where.kind != "category":
+                inputs[~present[:, where.mask - self.n_values], where.start : where.stop] = 0.0
+        inputs[:, self.n_values :] = present
+        return suspicious
 
     def summary(self, batch: RawBatch) -> RowSummary:
         """Return age, number of events and status of each row.
@@ -241,14 +258,13 @@ class Preprocessor:
         schema, n = self.schema, batch.n_rows
         as_of = np.zeros(n, np.int64)
         for name in schema.as_of_columns:
-            column = _column(batch, name, ScalarColumn)
+            column = column_of(batch, name, ScalarColumn)
             times = np.where(column.valid, column.values, 0).astype(np.int64)
             np.maximum(as_of, times, out=as_of)
-        n_events = _element(schema, batch, schema.event_count.column, schema.event_count.offset)
+        n_events = self._count(batch, schema.event_count)
         status = np.full(n, "cold", object)
         if schema.onboarding_count is not None:
-            picks = schema.onboarding_count
-            status[_element(schema, batch, picks.column, picks.offset) > 0] = "onboarded"
+            status[self._count(batch, schema.onboarding_count) > 0] = "onboarded"
         status[n_events > 0] = "warm"
         return RowSummary(as_of, n_events, status)
 
@@ -291,16 +307,46 @@ class Preprocessor:
                 f"The preprocessing state does not fit the schema: {exc} Fetch the artifact again."
             ) from exc
 
-    def _one_hot(self, block: Block, batch: RawBatch, target: Float32) -> Bool:
-        """Set one input of ``target`` (zeros, in place) per present row; return who is present."""
-        text, valid = _strings(block, batch)
-        codes = self._codes[block.name]
-        unknown = repeat(target.shape[1] - 1)
-        code = np.fromiter(map(codes.get, text.tolist(), unknown), np.int64, batch.n_rows)
-        present: Bool = valid & (code != _ABSENT)
-        rows = np.flatnonzero(present)
-        target[rows, code[rows]] = 1.0
-        return present
+    def _count(self, batch: RawBatch, where: ColumnElement) -> npt.NDArray[np.int64]:
+        """Return one element of an array column as int64 (n_rows,), 0 where the row has none."""
+        values, valid = self._reader.element(batch, where)
+        return np.minimum(np.where(valid, values, 0), _MOST).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class _OneHot:
+    """The categories of one column: per block its element, its known strings' inputs, the last."""
+
+    column: str
+    blocks: list[int]
+    lookups: list[tuple[int, dict[str, int], int]]
+
+    def fill(self, batch: RawBatch, rows: slice, inputs: Float32, present: Bool) -> None:
+        """Set one input (zeros, in place) per present row and block; tell who is present."""
+        column = column_of(batch, self.column, TextColumn)
+        text = column.values[rows]
+        place = np.empty((len(text), len(self.blocks)), np.int64)
+        for k, (offset, known, unknown) in enumerate(self.lookups):
+            found = map(known.get, text[:, offset].tolist(), repeat(unknown))
+            place[:, k] = np.fromiter(found, np.int64, len(text))
+        shown = column.valid[rows, None] & (place != _ABSENT)  # (n, n_categories)
+        present[:, self.blocks] = shown
+        inputs[shown.nonzero()[0], place[shown]] = 1.0
+
+
+def _one_hots(
+    schema: FeatureSchema,
+    layout: Sequence[InputBlock],
+    categories: Mapping[str, tuple[str, ...]],
+) -> list[_OneHot]:
+    columns: dict[str, _OneHot] = {}
+    for number, (block, where) in enumerate(zip(schema.blocks, layout, strict=True)):
+        if block.kind == "category":
+            known = {value: where.start + k for k, value in enumerate(categories[block.name])}
+            one_hot = columns.setdefault(block.column, _OneHot(block.column, [], []))
+            one_hot.blocks.append(number)
+            one_hot.lookups.append((block.offset, {**known, "": _ABSENT}, where.stop - 1))
+    return list(columns.values())
 
 
 def _layout(
@@ -325,112 +371,6 @@ def _one_scale(block: Block, moments: Moments) -> npt.NDArray[np.float64]:
     return np.full(block.width, max(moments.overall_deviation(), smallest))
 
 
-def _observed(block: Block, batch: RawBatch) -> tuple[Float32, Bool]:
-    """Return a block's values before standardising, float32 (n_rows, width), and who has them.
-
-    Fitting and transforming both start here, so they cannot drift apart. Rows that are not present
-    hold anything.
-    """
-    column = _column(batch, block.column, ArrayColumn)
-    values = column.values[:, block.offset : block.offset + block.width]
-    valid = column.valid
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        if block.kind == "pooled":
-            # float64: the square of a large float32 is no float32.
-            norm = np.sqrt(np.einsum("ij,ij->i", values, values, dtype=np.float64))
-            _raise_for(block, batch, valid & ~np.isfinite(norm), "a value that is not finite")
-            present = valid & (norm > _NOTHING)
-            return values * (1.0 / norm).astype(np.float32)[:, None], present
-        if block.kind == "numbers":
-            infinite = valid & np.isinf(values).any(axis=1)
-            _raise_for(block, batch, infinite, "an infinite value")
-            return values, valid & ~np.isnan(values).all(axis=1)
-        total = values.sum(axis=1, dtype=np.float64)
-        _raise_for(block, batch, valid & ~np.isfinite(total), "a value that is not finite")
-        _raise_for(block, batch, valid & (values < 0).any(axis=1), "a negative value")
-        if block.kind == "counts":
-            return np.log1p(values), valid
-        shares = values * (1.0 / total).astype(np.float32)[:, None]
-        return np.sqrt(shares), valid & (total > _NOTHING)
-
-
 def _strings(block: Block, batch: RawBatch) -> tuple[npt.NDArray[np.object_], Bool]:
-    column = _column(batch, block.column, TextColumn)
+    column = column_of(batch, block.column, TextColumn)
     return column.values[:, block.offset], column.valid
-
-
-def _column(batch: RawBatch, name: str, kind: type[ColumnT]) -> ColumnT:
-    column = batch.columns.get(name)
-    if isinstance(column, kind):
-        return column
-    what = "is missing" if column is None else f"is a {type(column).__name__}"
-    raise MalformedInput(
-        f"Column {name!r} {what}, {kind.__name__} is expected. "
-        f"Given: {', '.join(sorted(batch.columns)) or 'no column'}.",
-        column=name,
-    )
-
-
-def _element(
-    schema: FeatureSchema, batch: RawBatch, name: str, offset: int
-) -> npt.NDArray[np.int64]:
-    """Return one element of an array column as int64 (n_rows,), 0 where the row has none."""
-    column = _column(batch, name, ArrayColumn)
-    _check_shape(name, column.values, batch.n_rows, schema.array_columns[name])
-    counts = np.where(column.valid, column.values[:, offset], 0)
-    return np.minimum(counts, _MOST).astype(np.int64)
-
-
-def _check(schema: FeatureSchema, batch: RawBatch) -> None:
-    for name, width in schema.array_columns.items():
-        _check_shape(name, _column(batch, name, ArrayColumn).values, batch.n_rows, width)
-    for name, width in schema.text_columns.items():
-        _check_shape(name, _column(batch, name, TextColumn).values, batch.n_rows, width)
-    for name in schema.modality_columns:
-        versions = _column(batch, name, ScalarColumn)
-        other = np.flatnonzero(versions.valid & (versions.values != schema.modality_version))
-        if other.size:
-            row = int(other[0])
-            raise SpaceMismatch(
-                f"Row {row} ({_user(batch, row) or _NO_ONE}), column {name!r}: pooled vectors of "
-                f"modality version {versions.values[row]!r} given, this encoder was trained on "
-                f"{schema.modality_version!r}. Build the raw features with the encoder's own "
-                "modality encoders, or train a new encoder on these."
-            )
-
-
-def _check_shape(name: str, values: npt.NDArray[Any], n_rows: int, width: int) -> None:
-    if values.shape != (n_rows, width):
-        raise MalformedInput(
-            f"Column {name!r}: values of shape {values.shape} given, ({n_rows}, {width}) expected. "
-            "Rebuild the raw features with the encoder's layout.",
-            column=name,
-        )
-
-
-def _raise_for(block: Block, batch: RawBatch, faulty: Bool, what: str) -> None:
-    rows = np.flatnonzero(faulty)
-    if rows.size == 0:
-        return
-    row = int(rows[0])
-    user = _user(batch, row)
-    raise MalformedInput(
-        f"Row {row} ({user or _NO_ONE}), column {block.column!r}, block {block.name!r}: {what} "
-        f"given ({rows.size} such row(s) in the batch), {_EXPECTED[block.kind]} expected. "
-        "Correct the user's raw features and encode again.",
-        column=block.column,
-        row=row,
-        user=user,
-    )
-
-
-_EXPECTED = {
-    "pooled": "finite numbers",
-    "histogram": "finite shares of at least 0",
-    "counts": "finite counts of at least 0",
-    "numbers": "finite numbers or NaN (missing)",
-}
-
-
-def _user(batch: RawBatch, row: int) -> str | None:
-    return batch.users[row] if batch.users else None
