@@ -1,0 +1,106 @@
+"""A bounded closed loop of HTTP requests against a server on this machine."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import urllib3
+
+PATH = "/get-online-features"
+_JSON = {"Content-Type": "application/json"}
+_TIMEOUT = 30.0
+
+
+@dataclass(frozen=True)
+class Question:
+    """A request's body and the answer that it must get, byte for byte."""
+
+    body: bytes
+    answer: bytes
+
+
+def write_questions(folder: Path, questions: list[Question]) -> None:
+    """Leave questions for a process that will `drive` them."""
+    folder.mkdir(parents=True)
+    for k, question in enumerate(questions):
+        (folder / f"{k:03d}.body").write_bytes(question.body)
+        (folder / f"{k:03d}.answer").write_bytes(question.answer)
+
+
+def drive(url: str, folder: str, connections: int, requests: int, seconds: float) -> dict[str, Any]:
+    """Ask over a fixed number of connections, each waiting for its answer before it asks again.
+
+    Ends after so many requests or seconds, whichever comes first. An answer of another status or
+    with other bytes than expected is an error, as is a connection that breaks.
+
+    Returns
+    -------
+    dict
+        ``milliseconds`` of each request, ``errors``, ``seconds`` of the whole, ``cpu_seconds`` of
+        this process meanwhile, and ``parse_seconds``: CPU to turn one answer into float32.
+    """
+    questions = [
+        Question(path.read_bytes(), path.with_suffix(".answer").read_bytes())
+        for path in sorted(Path(folder).glob("*.body"))
+    ]
+    barrier = threading.Barrier(connections + 1)
+    deadline = float("inf")
+
+    def ask(first: int) -> tuple[list[float], int]:
+        took, errors = [], 0
+        with urllib3.connection_from_url(url, maxsize=1, retries=False, timeout=_TIMEOUT) as pool:
+            # Connected, and not counted.
+            pool.request("POST", PATH, body=questions[first].body, headers=_JSON)
+            barrier.wait()
+            barrier.wait()
+            for k in range(first, requests, connections):
+                question = questions[k % len(questions)]
+                start = time.perf_counter()
+                if start > deadline:
+                    break
+                try:
+                    answer = pool.request("POST", PATH, body=question.body, headers=_JSON)
+                    right = answer.status == 200 and answer.data == question.answer
+                except urllib3.exceptions.HTTPError:
+                    right = False
+                took.append((time.perf_counter() - start) * 1e3)
+                errors += not right
+        return took, errors
+
+    with ThreadPoolExecutor(connections) as pool:
+        asking = [pool.submit(ask, first) for first in range(connections)]
+        barrier.wait()
+        began, cpu = time.perf_counter(), time.process_time()
+        deadline = began + seconds
+        barrier.wait()
+        answers = [future.result() for future in asking]
+        seconds = time.perf_counter() - began
+        cpu = time.process_time() - cpu
+    return {
+        "milliseconds": [one for took, _ in answers for one in took],
+        "errors": sum(errors for _, errors in answers),
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "parse_seconds": _parse_seconds(questions),
+    }
+
+
+def _parse_seconds(questions: list[Question]) -> float:
+    start = time.process_time()
+    for question in questions:
+        vectors(question.answer)
+    return (time.process_time() - start) / len(questions)
+
+
+def vectors(answer: bytes) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return the embeddings of an answer, float32 (n, d)."""
+    body = json.loads(answer)
+    at = body["metadata"]["feature_names"].index("embedding")
+    return np.array(body["results"][at]["values"], np.float32)
