@@ -11,7 +11,7 @@ from transforms.embedding_views import (
     declare_on_demand_view,
     declare_stored_view,
 )
-from transforms.names import bridged_view, stored_view, vector_form
+from transforms.names import bridged_view, request_context, stored_view, vector_form
 
 __all__ = ["declare_spaces"]
 
@@ -43,6 +43,7 @@ def declare_spaces(
                 space=space.number,
                 encoder_version=space.encoder_version,
                 store=settings.artifacts_url,
+                request_context=request_context(space.facts),
             )
         )
     views.extend(

@@ -96,10 +96,13 @@ def compare_views(store: FeatureStore, space: int, users: Sequence[Any]) -> Comp
     """
     features = ("embedding", "as_of", "status")
     form = compact_form(store.get_feature_view(stored_view(space)))
+    # Of the circumstances of a request none is known here: those that are stored stay.
+    fields = store.get_on_demand_feature_view(on_demand_view(space)).get_request_data_schema()
+    nothing = dict.fromkeys(fields)
     largest, unexplained = 0.0, 0.0
     compared, missing, same_as_of, same_status = 0, 0, True, True
     for start in range(0, len(users), _CHUNK):
-        rows = [{USER_KEY: user} for user in users[start : start + _CHUNK]]
+        rows = [{USER_KEY: user} | nothing for user in users[start : start + _CHUNK]]
         stored, fresh = (
             store.get_online_features(
                 features=[f"{view}:{name}" for name in features], entity_rows=rows

@@ -26,7 +26,7 @@ from materialize.features import current_data_fingerprint, current_modalities
 from materialize.ledger import Ledger, Space
 from materialize.source import RawSource, parquet_files
 from transforms.layout import RawLayout
-from transforms.names import USER_KEY, stored_view, vector_form
+from transforms.names import USER_KEY, request_context, stored_view, vector_form
 from transforms.runtime import load_encoder
 
 if TYPE_CHECKING:
@@ -150,10 +150,11 @@ def train_space(
     )
     url = ArtifactStore(settings.artifacts_url).save(artifact)
     known = {space.encoder_version for space in ledger.spaces()}
-    # The form is the space's, not the encoder's: it is no part of the artifact.
-    space = ledger.register(
-        artifact.encoder_version, url, facts | {"vectors": settings.file.vectors}
-    )
+    # How it is served is the space's matter, not the encoder's: it is no part of the artifact.
+    served: dict[str, Any] = {"vectors": settings.file.vectors}
+    if dataset.events.request_context:
+        served["request_context"] = list(dataset.events.request_context)
+    space = ledger.register(artifact.encoder_version, url, facts | served)
     _tell_other_form(settings, space)
     _finish(settings, space, source, folder)
     _log.info("space %s is encoder version %s", space.number, space.encoder_version)
@@ -250,13 +251,20 @@ def _trained_before(
 
 
 def _tell_other_form(settings: RepoSettings, space: Space) -> None:
-    """Say so when a space that was registered before keeps its vectors as they were."""
+    """Say so when a space that was registered before is served as it was declared then."""
     form, wanted = vector_form(space.facts), settings.file.vectors
     if form != wanted:
         _log.warning(
             "space %s keeps %s vectors, as it was registered; %s in %s is for new spaces: train "
             "with another seed, or on newer data",
             *(space.number, form, wanted, CONFIG_FILE),
+        )
+    given, asked = request_context(space.facts), settings.dataset.events.request_context
+    if given != asked:
+        _log.warning(
+            "requests of space %s give %s, as it was registered; events.request_context (%s) is "
+            "for new spaces: train with another seed, or on newer data",
+            *(space.number, ", ".join(given) or "no context", ", ".join(asked) or "none"),
         )
 
 

@@ -38,10 +38,11 @@ class VectorState:
         return {"vectors": np.arange(6, dtype=np.float32).reshape(3, 2)}, {"ids": ["a", "ü", "c"]}
 
 
-def tiny_artifact(seed: int = 0) -> EncoderArtifact:
+def tiny_artifact(seed: int = 0, layout: RawLayout = LAYOUT) -> EncoderArtifact:
     """Return an artifact with initial weights; equal seeds give equal numbers."""
-    batch = random_batch(SCHEMA, 200)
-    preprocessor = Preprocessor.fit(SCHEMA, [batch])
+    schema = layout.schema(VERSION)
+    batch = random_batch(schema, 200)
+    preprocessor = Preprocessor.fit(schema, [batch])
     model = replace(MODEL, seed=seed)
     network = DenoisingAutoencoder(preprocessor.input_slices, model)
     result = TrainingResult(network, (), 1, False, 180, 20, preprocessor.transform(batch))

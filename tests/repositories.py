@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 from encoder.columns import RawBatch, batch_from_arrow
+from encoder.schema import FeatureSchema
 from encoder.store import ArtifactStore
 from materialize.config import RepoSettings, load_settings
 from materialize.ledger import Space
@@ -20,7 +23,7 @@ from materialize.online import OnlineWriter
 from materialize.template import template_folder
 from tests.encoders import LAYOUT, SCHEMA, tiny_artifact
 from tests.strategies import random_batch, to_table
-from transforms.layout import ACTIVITY, ONBOARDING, PROFILE, column
+from transforms.layout import ACTIVITY, ONBOARDING, PROFILE, RawLayout, column
 from transforms.names import FLOAT32, USER_KEY, stored_view
 
 if TYPE_CHECKING:
@@ -62,14 +65,17 @@ def space_of(number: int, encoder_version: str, url: str = "", vectors: str | No
 
 
 def raw_rows(
-    users: Sequence[Any], present: dict[str, Sequence[bool]] | None = None, seed: int = 0
+    users: Sequence[Any],
+    present: dict[str, Sequence[bool]] | None = None,
+    seed: int = 0,
+    schema: FeatureSchema = SCHEMA,
 ) -> pa.Table:
     """Return ``user_id`` and the raw columns ``view__field`` of some users.
 
     ``present`` says by view which users are in it (default: all); a user is in a view whole or not
     at all. Counts are whole numbers from 1 on, so that who has activity is warm.
     """
-    batch = random_batch(SCHEMA, len(users), seed=seed, present=1.1)
+    batch = random_batch(schema, len(users), seed=seed, present=1.1)
     rng = np.random.default_rng(seed)
     counts = batch.columns[column(ACTIVITY, "counts")].values
     counts[:] = rng.integers(1, 50, counts.shape)
@@ -79,27 +85,42 @@ def raw_rows(
     return to_table(batch).set_column(0, USER_KEY, pa.array(users))
 
 
-def as_batch(table: pa.Table) -> RawBatch:
+def as_batch(table: pa.Table, schema: FeatureSchema = SCHEMA) -> RawBatch:
     """Return raw rows as the batch job reads them."""
-    scalars = (*SCHEMA.as_of_columns, *SCHEMA.modality_columns)
+    scalars = (*schema.as_of_columns, *schema.modality_columns)
     return batch_from_arrow(
-        table, SCHEMA.array_columns, SCHEMA.text_columns, scalars, user_column=USER_KEY
+        table, schema.array_columns, schema.text_columns, scalars, user_column=USER_KEY
     )
 
 
 @dataclass(frozen=True)
 class TinyRepository:
-    """An applied feature repository with the raw views, SQLite online and DuckDB offline."""
+    """An applied feature repository with the raw views.
+
+    SQLite online unless a test names a store, and DuckDB offline.
+    """
 
     path: Path
     settings: RepoSettings
     store: FeatureStore
     user: Entity
     raw_views: list[FeatureView]
+    layout: RawLayout = LAYOUT
 
     @classmethod
-    def make(cls, path: Path, user_type: str = "INT64") -> TinyRepository:
-        """Write and apply a repository; user ids are ``INT64`` or ``STRING``."""
+    def make(
+        cls,
+        path: Path,
+        user_type: str = "INT64",
+        *,
+        layout: RawLayout = LAYOUT,
+        online: Mapping[str, Any] | None = None,
+    ) -> TinyRepository:
+        """Write and apply a repository; user ids are ``INT64`` or ``STRING``.
+
+        ``online`` is another ``online_store`` of feature_store.yaml. Its repository gets a project
+        of its own, because tests share servers.
+        """
         from feast import Entity, FeatureStore, ValueType
 
         from transforms.raw_views import declare_raw_views
@@ -108,20 +129,24 @@ class TinyRepository:
         shipped = (template_folder() / "feature_store.yaml").read_text(encoding="utf-8")
         # Feast's own store: tests put rows into states that the plugin refuses to write.
         stock = shipped.replace("materialize.stores.sqlite.PalateSqliteOnlineStore", "sqlite")
+        if online is not None:
+            content = yaml.safe_load(stock) | {"online_store": dict(online)}
+            content["project"] = f"tiny_{uuid.uuid4().hex[:8]}"
+            stock = yaml.safe_dump(content)
         (path / "feature_store.yaml").write_text(stock, encoding="utf-8")
         (path / "palate.yaml").write_text(_PALATE, encoding="utf-8")
         (path / "tiny.yaml").write_text(_DATASET, encoding="utf-8")
         settings = load_settings(path)
         settings.data_dir.mkdir(exist_ok=True)
         user = Entity(name="user", join_keys=[USER_KEY], value_type=ValueType[user_type])
-        views = declare_raw_views(user, LAYOUT, settings.features_dir)
+        views = declare_raw_views(user, layout, settings.features_dir)
         store = FeatureStore(repo_path=str(path))
         store.apply([user, *views])
-        return cls(path, settings, store, user, views)
+        return cls(path, settings, store, user, views, layout)
 
     def save_encoder(self, seed: int = 0) -> str:
         """Store an encoder and return its version; other seeds give other encoders."""
-        artifact = tiny_artifact(seed)
+        artifact = tiny_artifact(seed, self.layout)
         ArtifactStore(self.settings.artifacts_url).save(artifact)
         return artifact.encoder_version
 
@@ -131,6 +156,7 @@ class TinyRepository:
         encoder_version: str,
         artifacts: str | None = None,
         vectors: str = FLOAT32,
+        request_context: Sequence[str] = (),
     ) -> Space:
         """Declare and apply both views of a space."""
         from transforms.embedding_views import declare_on_demand_view, declare_stored_view
@@ -147,7 +173,11 @@ class TinyRepository:
                     vectors=vectors,
                 ),
                 declare_on_demand_view(
-                    self.raw_views, space=number, encoder_version=encoder_version, store=store
+                    self.raw_views,
+                    space=number,
+                    encoder_version=encoder_version,
+                    store=store,
+                    request_context=request_context,
                 ),
             ]
         )
@@ -155,7 +185,7 @@ class TinyRepository:
 
     def write_raw(self, table: pa.Table, *, offline: bool = False) -> None:
         """Write raw rows online, each user into the views it is in; ``offline``: as Parquet too."""
-        for view in LAYOUT.views:
+        for view in self.layout.views:
             names = [name for name in table.column_names if name.startswith(f"{view}__")]
             rows = table.select([USER_KEY, *names]).rename_columns(
                 [USER_KEY, *(name.removeprefix(f"{view}__") for name in names)]

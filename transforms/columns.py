@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from numbers import Integral
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,20 +15,23 @@ from encoder.columns import ArrayColumn, Column, RawBatch, ScalarColumn, TextCol
 from encoder.errors import MalformedInput
 from encoder.schema import FeatureSchema
 from transforms.faults import RowError, blank_rows
+from transforms.layout import context_block
 from transforms.names import USER_KEY
 
-__all__ = ["batch_from_feast"]
+__all__ = ["batch_from_feast", "with_request_context"]
 
 _Mask = npt.NDArray[np.bool_]
 
 _INT64 = np.iinfo(np.int64)
 _ADVICE = "Rebuild the raw features with the layout this encoder was trained on."
+_REQUEST_ADVICE = "Correct the entity row; None leaves what is stored."
 
 
 def batch_from_feast(
     inputs: Mapping[str, Sequence[Any]],
     schema: FeatureSchema,
     errors: dict[int, RowError] | None = None,
+    request_context: Sequence[str] = (),
 ) -> RawBatch:
     """Return the raw feature columns that Feast hands to an on-demand view.
 
@@ -40,6 +44,9 @@ def batch_from_feast(
     errors : dict, optional
         Is filled with the rows that do not fit, and these are null in every column of the batch.
         Without it the first such row raises.
+    request_context : sequence of str
+        Columns that the request gives, each for the context column of that name; null or empty:
+        what is stored stays.
 
     Raises
     ------
@@ -47,7 +54,7 @@ def batch_from_feast(
         A column is missing or of another length than the others; and without ``errors`` also: a
         row's array has another width than the schema says, or its elements are of another type.
     """
-    reader = _Reader(inputs, schema, errors)
+    reader = _Reader(inputs, (*schema.columns, *request_context), errors)
     columns: dict[str, Column] = {}
     for name, width in schema.array_columns.items():
         columns[name] = reader.array(name, width)
@@ -58,7 +65,52 @@ def batch_from_feast(
     for name in schema.modality_columns:
         columns[name] = reader.scalar(name, str, np.full(reader.n_rows, "", object))
     batch = RawBatch(columns, reader.n_rows, reader.users)
+    if request_context:
+        given = {
+            name: reader.scalar(name, str, np.full(reader.n_rows, "", object), _REQUEST_ADVICE)
+            for name in request_context
+        }
+        batch = with_request_context(batch, schema, given)
     return blank_rows(batch, errors) if errors else batch
+
+
+def with_request_context(
+    batch: RawBatch, schema: FeatureSchema, given: Mapping[str, ScalarColumn]
+) -> RawBatch:
+    """Return a batch in which what the request knows stands in place of what is stored.
+
+    A user without any stored circumstances gets those that are given, the others are missing.
+
+    Parameters
+    ----------
+    batch : RawBatch
+        Not modified.
+    schema : FeatureSchema
+    given : mapping of str to ScalarColumn
+        Context column -> strings; a row that is null or "" gives nothing.
+
+    Raises
+    ------
+    MalformedInput
+        The encoder knows no context column of this name.
+    """
+    blocks = {block.name: block for block in schema.blocks if block.kind == "category"}
+    columns = dict(batch.columns)
+    for name, values in given.items():
+        block = blocks.get(context_block(name))
+        if block is None:
+            raise MalformedInput(
+                f"Request context {name!r} was given, but this encoder has no block "
+                f"{context_block(name)!r}. Declare the space's views again, with `feast apply`.",
+                column=name,
+            )
+        stored = cast(TextColumn, columns[block.column])
+        text, valid = stored.values.copy(), stored.valid.copy()
+        rows = values.valid & (values.values != "")
+        text[rows, block.offset] = values.values[rows]
+        valid |= rows
+        columns[block.column] = TextColumn(text, valid)
+    return replace(batch, columns=columns)
 
 
 class _Reader:
@@ -67,10 +119,10 @@ class _Reader:
     def __init__(
         self,
         inputs: Mapping[str, Sequence[Any]],
-        schema: FeatureSchema,
+        names: Sequence[str],
         errors: dict[int, RowError] | None,
     ) -> None:
-        absent = [name for name in schema.columns if name not in inputs]
+        absent = [name for name in names if name not in inputs]
         if absent:
             raise MalformedInput(
                 f"Column(s) {', '.join(repr(a) for a in absent)} are not among the inputs. Request "
@@ -79,30 +131,32 @@ class _Reader:
                 column=absent[0],
             )
         users = (USER_KEY,) if USER_KEY in inputs else ()
-        for name in (*schema.columns, *users):
+        for name in (*names, *users):
             if not isinstance(inputs[name], list | tuple | np.ndarray):
                 raise MalformedInput(
                     f"Column {name!r}: {inputs[name]!r} was given, a list with one value a row is "
                     "expected.",
                     column=name,
                 )
-        self.n_rows = len(inputs[schema.columns[0]])
-        for name in (*schema.columns, *users):
+        self.n_rows = len(inputs[names[0]])
+        for name in (*names, *users):
             if len(inputs[name]) != self.n_rows:
                 raise MalformedInput(
                     f"Column {name!r}: {len(inputs[name])} rows were given, {self.n_rows} are "
-                    f"expected, as in {schema.columns[0]!r}.",
+                    f"expected, as in {names[0]!r}.",
                     column=name,
                 )
         self.users = tuple(str(u) for u in inputs.get(USER_KEY, ()))
         self._inputs = inputs
         self._errors = errors
 
-    def fault(self, row: int, column: str, given: str, expected: str) -> None:
+    def fault(
+        self, row: int, column: str, given: str, expected: str, advice: str = _ADVICE
+    ) -> None:
         user = self.users[row] if self.users else None
         who = f"User {user}" if user is not None else f"Row {row}"
         error = MalformedInput(
-            f"{who}, column {column!r}: {given} given, {expected} is expected. {_ADVICE}",
+            f"{who}, column {column!r}: {given} given, {expected} is expected. {advice}",
             column=column,
             row=row,
             user=user,
@@ -135,7 +189,9 @@ class _Reader:
             text[valid] = np.array(flat, object).reshape(-1, width)
         return TextColumn(text, valid)
 
-    def scalar(self, name: str, kind: type[Any], values: npt.NDArray[Any]) -> ScalarColumn:
+    def scalar(
+        self, name: str, kind: type[Any], values: npt.NDArray[Any], advice: str = _ADVICE
+    ) -> ScalarColumn:
         """Return a column of strings or of whole numbers; ``values`` is what stands for null."""
         found, valid = _present(self._inputs[name])
         if set(map(type, found)) <= {kind}:
@@ -149,7 +205,7 @@ class _Reader:
                 values[row] = value
             else:
                 what = "a string" if kind is str else "a whole number of 64 bits"
-                self.fault(row, name, f"{_short(value)} was", what)
+                self.fault(row, name, f"{_short(value)} was", what, advice)
         return ScalarColumn(values, valid)
 
     def _lists(self, name: str, width: int) -> tuple[list[Any], _Mask]:

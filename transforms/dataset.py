@@ -21,6 +21,8 @@ from pydantic import (
 )
 
 from encoder.errors import DataFault
+from transforms.layout import RAW_FIELDS
+from transforms.names import EMBEDDING_FEATURES, USER_KEY
 
 __all__ = [
     "Dataset",
@@ -33,6 +35,9 @@ __all__ = [
     "UsersTable",
     "load_dataset",
 ]
+
+_TAKEN = {USER_KEY, "event_timestamp", "created_timestamp", *EMBEDDING_FEATURES, *RAW_FIELDS}
+"""Names that stand beside the request's in one request, and may not be its."""
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
@@ -89,6 +94,25 @@ class EventsTable(_Strict):
     """Column that names the service an event comes from."""
     context: tuple[str, ...] = ()
     """Columns with the circumstances of an event (country, device, ...), kept as categories."""
+    request_context: tuple[str, ...] = ()
+    """Those of ``context`` that each request of an on-demand view gives as they are now; spaces
+    trained from now on."""
+
+    @model_validator(mode="after")
+    def _given_once_and_known(self) -> EventsTable:
+        given = self.request_context
+        if len(set(given)) < len(given) or not set(given) <= set(self.context):
+            raise ValueError(
+                f"request_context {list(given)} given, some of the context columns expected, each "
+                f"once: {', '.join(self.context) or 'there are none'}"
+            )
+        taken = sorted(set(given) & _TAKEN)
+        if taken:
+            raise ValueError(
+                f"request_context: {', '.join(taken)} is a name of Palate's or Feast's own; rename "
+                "the column of the events"
+            )
+        return self
 
 
 class UsersTable(_Strict):

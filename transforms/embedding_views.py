@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import FunctionType
 from typing import cast
 
-from feast import Entity, FeatureView, FileSource, OnDemandFeatureView, PushSource
+from feast import (
+    Entity,
+    FeatureView,
+    Field,
+    FileSource,
+    OnDemandFeatureView,
+    PushSource,
+    RequestSource,
+)
 from feast.data_format import ParquetFormat
+from feast.types import String
 
 from transforms.names import (
     BRIDGE_TAG,
@@ -114,7 +124,12 @@ def _declare(
 
 
 def declare_on_demand_view(
-    sources: list[FeatureView], *, space: int, encoder_version: str, store: str
+    sources: list[FeatureView],
+    *,
+    space: int,
+    encoder_version: str,
+    store: str,
+    request_context: Sequence[str] = (),
 ) -> OnDemandFeatureView:
     """Return the view that encodes a user's raw features at request time.
 
@@ -126,14 +141,26 @@ def declare_on_demand_view(
     encoder_version : str
     store : str
         Absolute folder or fsspec URL of the artifact store; it becomes part of the view.
+    request_context : sequence of str
+        Context columns that each request gives, null where it knows nothing. Feast then demands
+        them in every entity row, so there is no such source without any.
     """
     name = on_demand_view(space)
     transformation = EmbeddingTransformation.of(
-        view=name, space=space, encoder_version=encoder_version, store=store
+        view=name,
+        space=space,
+        encoder_version=encoder_version,
+        store=store,
+        request_context=request_context,
+    )
+    request = RequestSource(
+        name=f"{name}_request",
+        schema=[Field(name=column, dtype=String) for column in request_context],
+        description="What only the request knows; null: the stored circumstance stays.",
     )
     return OnDemandFeatureView(
         name=name,
-        sources=list(sources),
+        sources=[*sources, *([request] if request_context else [])],
         schema=list(EMBEDDING_FIELDS),
         feature_transformation=transformation,
         # Feast types the attribute of an instance as a bound method; it is the plain function.

@@ -16,10 +16,12 @@ __all__ = [
     "COUNTS_PER_WINDOW",
     "ONBOARDING",
     "PROFILE",
+    "RAW_FIELDS",
     "RECENCY",
     "Modality",
     "RawLayout",
     "column",
+    "context_block",
     "field",
 ]
 
@@ -47,6 +49,29 @@ def field(view: str, name: str) -> str:
 def column(view: str, name: str) -> str:
     """Return a raw feature column's full name, for example ``user_activity__activity_pooled``."""
     return f"{view}__{field(view, name)}"
+
+
+RAW_FIELDS = tuple(
+    field(view, name)
+    for view, names in {
+        ACTIVITY: ("pooled", "histogram", "counts", "context", "as_of", "modality"),
+        PROFILE: ("categories", "numbers", "as_of"),
+        ONBOARDING: ("pooled", "as_of", "modality"),
+    }.items()
+    for name in names
+)
+"""Every field that a raw view may have."""
+
+
+def context_block(name: str) -> str:
+    """Return the name of the block that holds a context column of the events.
+
+    Examples
+    --------
+    >>> context_block("country")
+    'context_country'
+    """
+    return f"context_{name}"
 
 
 @dataclass(frozen=True)
@@ -145,13 +170,14 @@ class RawLayout:
                 histogram += m.clusters
         counts = column(ACTIVITY, "counts")
         blocks.append(Block("counts", "counts", counts, 0, self.counts_width))
-        for prefix, source, names in (
-            ("context", column(ACTIVITY, "context"), self.context),
-            ("profile", column(PROFILE, "categories"), self.categories),
-        ):
-            blocks += [
-                Block(f"{prefix}_{name}", "category", source, k, 1) for k, name in enumerate(names)
-            ]
+        blocks += [
+            Block(context_block(name), "category", column(ACTIVITY, "context"), k, 1)
+            for k, name in enumerate(self.context)
+        ]
+        blocks += [
+            Block(f"profile_{name}", "category", column(PROFILE, "categories"), k, 1)
+            for k, name in enumerate(self.categories)
+        ]
         if self.numbers:
             blocks.append(
                 Block("numbers", "numbers", column(PROFILE, "numbers"), 0, len(self.numbers))

@@ -9,6 +9,7 @@ from typing import Any
 __all__ = [
     "BRIDGE_TAG",
     "EMBEDDING_ALIAS",
+    "EMBEDDING_FEATURES",
     "ENCODER_TAG",
     "FLOAT32",
     "ITEM_KEY",
@@ -21,6 +22,7 @@ __all__ = [
     "bridged_view",
     "is_bridged_view",
     "on_demand_view",
+    "request_context",
     "space_of_view",
     "stored_view",
     "vector_form",
@@ -38,6 +40,9 @@ ITEM_VECTORS = "item_vectors"
 EMBEDDING_ALIAS = "user_embedding"
 """What every consumer's service calls its embedding view, whichever space that is of; also the name
 of the default space's service."""
+
+EMBEDDING_FEATURES = ("embedding", "as_of", "space", "encoder_version", "status", "n_events")
+"""Features of an embedding view, stored or on demand, in their order."""
 
 SPACE_TAG = "palate.space"
 ENCODER_TAG = "palate.encoder_version"
@@ -116,3 +121,16 @@ def vector_form(facts: Mapping[str, Any]) -> str:
     """
     form: str = facts.get("vectors", FLOAT32)
     return form
+
+
+def request_context(facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the context columns that requests of a space's on-demand view give, from its facts.
+
+    Examples
+    --------
+    >>> request_context({"request_context": ["device"]})
+    ('device',)
+    >>> request_context({})
+    ()
+    """
+    return tuple(facts.get("request_context", ()))

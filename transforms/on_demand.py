@@ -1,21 +1,32 @@
 """The body of an on-demand view: generated source text that holds only literals.
 
 Feast 0.67 rebuilds a UDF from its source text with only ``pd`` and ``np`` in scope and compares
-UDFs by
-that text. So the text names the encoder version, and imports the runtime inside the function.
+UDFs by that text. So the text names the encoder version, and imports the runtime inside the
+function. What the text says can be read back without running it (`spec_of`).
 """
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from keyword import iskeyword
 from types import FunctionType
 from typing import Any
 
-from feast import Field
+from feast import Field, OnDemandFeatureView
 from feast.transformation.python_transformation import PythonTransformation
 from feast.types import Array, Float32, Int64, String
 
-__all__ = ["EMBEDDING_FIELDS", "EmbeddingTransformation", "udf_source"]
+__all__ = [
+    "EMBEDDING_FIELDS",
+    "EmbeddingTransformation",
+    "OnDemandSpec",
+    "parse_udf",
+    "spec_of",
+    "udf_source",
+]
 
 EMBEDDING_FIELDS = (
     Field(name="embedding", dtype=Array(Float32), description="User embedding."),
@@ -42,11 +53,42 @@ def {view}(inputs):
         space={space!r},
         encoder_version={encoder_version!r},
         store={store!r},
-    )
+{context}    )
 '''
+_CONTEXT = "        request_context={names!r},\n"
+"""Only where there is one: the text of a view without request context is what it always was."""
 
 
-def udf_source(*, view: str, space: int, encoder_version: str, store: str) -> str:
+@dataclass(frozen=True)
+class OnDemandSpec:
+    """What an on-demand view's text says.
+
+    Attributes
+    ----------
+    view : str
+    space : int
+    encoder_version : str
+    store : str
+        Folder or fsspec URL of the artifact store.
+    request_context : tuple of str
+        Context columns that each request gives.
+    """
+
+    view: str
+    space: int
+    encoder_version: str
+    store: str
+    request_context: tuple[str, ...] = ()
+
+
+def udf_source(
+    *,
+    view: str,
+    space: int,
+    encoder_version: str,
+    store: str,
+    request_context: Sequence[str] = (),
+) -> str:
     """Return the source text of a space's on-demand function.
 
     Raises
@@ -56,7 +98,47 @@ def udf_source(*, view: str, space: int, encoder_version: str, store: str) -> st
     """
     if not view.isidentifier() or iskeyword(view):
         raise ValueError(f"View name {view!r} was given, a Python identifier is expected.")
-    return _SOURCE.format(view=view, space=space, encoder_version=encoder_version, store=store)
+    names = tuple(request_context)
+    return _SOURCE.format(
+        view=view,
+        space=space,
+        encoder_version=encoder_version,
+        store=store,
+        context=_CONTEXT.format(names=names) if names else "",
+    )
+
+
+@lru_cache(maxsize=256)
+def parse_udf(source: str) -> OnDemandSpec | None:
+    """Return what `udf_source` was given to make this text, or None for any other text.
+
+    The text is parsed and not run. It is recognised when the same text is generated again from
+    what it says.
+
+    Examples
+    --------
+    >>> source = udf_source(view="v", space=1, encoder_version="c0ffee123456", store="/encoders")
+    >>> parse_udf(source).encoder_version
+    'c0ffee123456'
+    >>> parse_udf("lambda inputs: {}") is None
+    True
+    """
+    try:
+        last = ast.parse(source).body[0].body[-1]  # type: ignore[attr-defined]
+        spec = OnDemandSpec(**{k.arg: ast.literal_eval(k.value) for k in last.value.keywords})
+        same = udf_source(**asdict(spec)) == source
+    # Whatever a foreign text makes these steps stumble over, it is not ours.
+    except (SyntaxError, AttributeError, IndexError, TypeError, ValueError):
+        return None
+    return spec if same else None
+
+
+def spec_of(view: OnDemandFeatureView) -> OnDemandSpec | None:
+    """Return what one of Palate's own on-demand views says, or None for anybody else's."""
+    transformation = view.feature_transformation
+    source = getattr(transformation, "udf_string", None)
+    spec = parse_udf(source) if isinstance(source, str) else None
+    return spec if spec is not None and spec.view == view.name else None
 
 
 class EmbeddingTransformation(PythonTransformation):
@@ -68,10 +150,22 @@ class EmbeddingTransformation(PythonTransformation):
 
     @classmethod
     def of(
-        cls, *, view: str, space: int, encoder_version: str, store: str
+        cls,
+        *,
+        view: str,
+        space: int,
+        encoder_version: str,
+        store: str,
+        request_context: Sequence[str] = (),
     ) -> EmbeddingTransformation:
         """Return the transformation of one space's on-demand view."""
-        source = udf_source(view=view, space=space, encoder_version=encoder_version, store=store)
+        source = udf_source(
+            view=view,
+            space=space,
+            encoder_version=encoder_version,
+            store=store,
+            request_context=request_context,
+        )
         scope: dict[str, Any] = {}
         # Our own text with literals only; Feast executes the same text when it reads the registry.
         exec(compile(source, f"<palate {view}>", "exec"), scope)  # noqa: S102

@@ -6,15 +6,18 @@ between training and serving would be a fault in one place. Needs no torch and n
 
 from __future__ import annotations
 
+import gc
+import logging
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from encoder.errors import MalformedInput, SpaceMismatch
+from encoder.errors import ArtifactError, MalformedInput, SpaceMismatch
 from transforms.columns import batch_from_feast
 from transforms.encoders import load_encoder
 from transforms.faults import (
@@ -27,6 +30,8 @@ from transforms.faults import (
 from transforms.serving import OnError, configure, serving_settings
 
 if TYPE_CHECKING:
+    from feast import FeatureStore
+
     from encoder.columns import RawBatch
 
 __all__ = [
@@ -38,8 +43,11 @@ __all__ = [
     "encode_on_demand",
     "encode_request",
     "load_encoder",
+    "prewarm",
     "row_error_counts",
 ]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -160,6 +168,7 @@ def encode_on_demand(
     space: int,
     encoder_version: str,
     store: str,
+    request_context: Sequence[str] = (),
 ) -> dict[str, list[Any]]:
     """Answer an on-demand view: Feast's columns in, the embedding's features out.
 
@@ -173,6 +182,8 @@ def encode_on_demand(
     encoder_version : str
     store : str
         Folder or fsspec URL of the artifact store.
+    request_context : sequence of str
+        Columns of ``inputs`` that the request gives, see `transforms.columns.batch_from_feast`.
 
     Returns
     -------
@@ -190,7 +201,7 @@ def encode_on_demand(
     """
     artifact = load_encoder(store, encoder_version)
     errors: dict[int, RowError] | None = {} if serving_settings().on_error == "row" else None
-    batch = batch_from_feast(inputs, artifact.preprocessor.schema, errors)
+    batch = batch_from_feast(inputs, artifact.preprocessor.schema, errors, request_context)
     encoded = encode_request(batch, encoder_version, store, errors)
     embedding: list[Any] = list(encoded.embedding)
     for row in encoded.errors:
@@ -206,6 +217,78 @@ def encode_on_demand(
     if _is_historical(inputs):
         return features
     return features | {f"{view}__{name}": values for name, values in features.items()}
+
+
+def prewarm(
+    store: FeatureStore, views: Sequence[str] | None = None, *, freeze: bool = False
+) -> dict[str, float]:
+    """Load the encoders of on-demand views and run a row through each; safe to repeat.
+
+    The first requests then find everything in memory. Called again, from a thread for example, it
+    loads what new spaces have brought, while requests of the other spaces go on undisturbed.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    views : sequence of str, optional
+        Names of on-demand views; default: all of Palate's in the registry.
+    freeze : bool
+        Take all objects that are alive out of the garbage collector's sight. A collection then no
+        longer walks through the modules of Feast and of what it imports, which is most of the time
+        of the slowest requests. Once, when the process starts: what is garbage by then and
+        refers to itself is collected before, what becomes garbage later is never freed.
+
+    Returns
+    -------
+    dict of str to float
+        View -> seconds.
+
+    Raises
+    ------
+    ValueError
+        A name is none of Palate's on-demand views.
+    ArtifactError
+        An encoder cannot be loaded; those of the other views are in memory nevertheless.
+    """
+    from transforms.on_demand import spec_of
+
+    found = {}
+    for view in store.list_on_demand_feature_views():
+        spec = spec_of(view)
+        if spec is not None:
+            found[view.name] = spec
+    unknown = sorted(set(views or ()) - set(found))
+    if unknown:
+        raise ValueError(
+            f"View(s) {', '.join(map(repr, unknown))} given; on-demand views of Palate in the "
+            f"registry: {', '.join(sorted(found)) or 'none'}."
+        )
+    wanted = [found[name] for name in (found if views is None else views)]
+    keep = serving_settings().keep
+    if len({(spec.store, spec.encoder_version) for spec in wanted}) > keep:
+        _log.warning(
+            "%s views are warmed and %s encoders are kept: set PALATE_KEEP_ENCODERS=%s",
+            *(len(wanted), keep, len(wanted)),
+        )
+    seconds: dict[str, float] = {}
+    failed: list[ArtifactError] = []
+    for spec in wanted:
+        start = time.perf_counter()
+        try:
+            schema = load_encoder(spec.store, spec.encoder_version).preprocessor.schema
+            nobody = dict.fromkeys((*schema.columns, *spec.request_context), (None,))
+            encode_on_demand(nobody, **asdict(spec))
+        except ArtifactError as exc:
+            failed.append(exc)
+            continue
+        seconds[spec.view] = time.perf_counter() - start
+        _log.info("view %s is warm, encoder %s", spec.view, spec.encoder_version)
+    if freeze:
+        gc.collect()
+        gc.freeze()
+    if failed:
+        raise failed[0]
+    return seconds
 
 
 def _is_historical(inputs: Mapping[str, Sequence[Any]]) -> bool:

@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
+import yaml
 
 from encoder.errors import DataFault
 from transforms.dataset import Dataset, as_utc_day, load_dataset
@@ -146,3 +147,29 @@ def test_days_are_counted_in_utc() -> None:
     assert as_utc_day(datetime(1970, 1, 1, 23, 59, tzinfo=timezone.utc)) == 0
     assert as_utc_day(datetime.fromisoformat("1970-01-02T00:30:00+02:00")) == 0
     assert as_utc_day(datetime.fromisoformat("1969-12-31T23:59:59+00:00")) == -1
+
+
+@pytest.mark.parametrize("given", ["[device]", "[country, device]", "[]"])
+def test_request_context_is_some_of_the_context(tmp_path: Path, given: str) -> None:
+    line = "context: [device, country], request_context: "
+    text = SHORTEST.replace("user: u", f"user: u, {line}{given}")
+    assert list(load(tmp_path, text).events.request_context) == yaml.safe_load(given)
+
+
+@pytest.mark.parametrize(
+    ("context", "given", "message"),
+    [
+        ("device", "[hour]", "some of the context columns expected, each once: device"),
+        ("device", "[device, device]", "each once"),
+        ("status", "[status]", "status is a name of Palate's or Feast's own"),
+        ("user_id", "[user_id]", "rename the column"),
+        ("activity_counts", "[activity_counts]", "rename the column"),
+    ],
+)
+def test_request_context_that_cannot_be_asked_for_is_refused(
+    tmp_path: Path, context: str, given: str, message: str
+) -> None:
+    line = f"context: [{context}], request_context: {given}"
+    text = SHORTEST.replace("user: u", f"user: u, {line}")
+    with pytest.raises(DataFault, match=message):
+        load(tmp_path, text)

@@ -24,6 +24,7 @@ from transforms.names import (
     space_of_view,
     stored_view,
 )
+from transforms.on_demand import OnDemandSpec, spec_of
 from transforms.raw_views import declare_raw_views
 
 USER = Entity(name="user", join_keys=[USER_KEY], value_type=ValueType.INT64)
@@ -46,6 +47,18 @@ def test_both_views_of_a_space_offer_the_same_features_and_say_whose_they_are() 
     assert f"encoder_version='{VERSION}'" in fresh.feature_transformation.udf_string
     assert fresh.mode == "python"
     assert not fresh.write_to_online_store
+
+
+def test_only_a_view_with_request_context_demands_it() -> None:
+    raw = declare_raw_views(USER, LAYOUT, Path("/features"))
+    names = {"space": 4, "encoder_version": VERSION, "store": "/encoders"}
+    without = declare_on_demand_view(raw, **names)  # type: ignore[arg-type]
+    assert without.get_request_data_schema() == {}
+    assert "request_context" not in without.feature_transformation.udf_string
+    given = declare_on_demand_view(raw, **names, request_context=["device"])  # type: ignore[arg-type]
+    assert list(given.get_request_data_schema()) == ["device"]
+    assert spec_of(given) == OnDemandSpec(given.name, 4, VERSION, "/encoders", ("device",))
+    assert spec_of(without) == OnDemandSpec(without.name, 4, VERSION, "/encoders")
 
 
 def test_only_a_compact_form_is_tagged() -> None:

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
+from feast import Entity, ValueType
 from hypothesis import given
 
 from tests.strategies import VERSION, layouts
 from transforms.dataset import Dataset
-from transforms.layout import ACTIVITY, ONBOARDING, PROFILE, Modality, RawLayout, column, field
+from transforms.layout import (
+    ACTIVITY,
+    ONBOARDING,
+    PROFILE,
+    RAW_FIELDS,
+    Modality,
+    RawLayout,
+    column,
+    field,
+)
+from transforms.names import USER_KEY
+from transforms.raw_views import declare_raw_views
 
 FULL = RawLayout(
     (Modality("collaborative", 4, 3), Modality("content", 2, 5)),
@@ -102,3 +115,9 @@ def test_a_brought_vector_has_the_width_it_came_with() -> None:
     layout = RawLayout.of(dataset, {"audio": 11})
     assert {m.name: m.dim for m in layout.modalities} == {"audio": 11, "collaborative": 3}
     assert RawLayout.of(dataset).views == (ACTIVITY,)
+
+
+def test_the_fields_of_all_raw_views_are_listed() -> None:
+    user = Entity(name="user", join_keys=[USER_KEY], value_type=ValueType.INT64)
+    views = declare_raw_views(user, FULL, Path("/features"))
+    assert {f.name for view in views for f in view.features} == set(RAW_FIELDS)
