@@ -4,11 +4,13 @@
 
     EmbeddingError
     ├── TransientError            worth a retry: the same call may succeed later
+    │   └── TimedOut              the time that the caller gave is over
     └── TerminalError             a retry changes nothing: the input or the state must change first
         ├── DataFault             the user's data cannot be used as it is
         ├── MalformedInput        one user's raw features do not fit the encoder's schema
         ├── ArtifactError         an encoder artifact is missing, damaged or of an unknown format
         ├── CorruptValue          a stored value is not what its feature's type says
+        ├── StoreRefused          a store answers, but not this question: password, permission
         ├── SpaceMismatch         vectors or raw features of another space or modality version
         ├── TrainingFault         training cannot go on from here
         ├── LedgerConflict        the ledger's state does not allow the step
@@ -29,7 +31,9 @@ __all__ = [
     "LedgerConflict",
     "MalformedInput",
     "SpaceMismatch",
+    "StoreRefused",
     "TerminalError",
+    "TimedOut",
     "TrainingFault",
     "TransientError",
     "VerificationFailed",
@@ -42,6 +46,25 @@ class EmbeddingError(Exception):
 
 class TransientError(EmbeddingError):
     """The same call may succeed later; jobs retry by this type."""
+
+
+class TimedOut(TransientError):
+    """The time that the caller gave for a call is over.
+
+    Parameters
+    ----------
+    message : str
+        What was waited for, and how long.
+    waited_for : str
+        What did not answer, for example ``"Redis at 127.0.0.1:6379"``.
+    seconds : float
+        What the caller gave for the whole call.
+    """
+
+    def __init__(self, message: str, *, waited_for: str, seconds: float) -> None:
+        super().__init__(message)
+        self.waited_for = waited_for
+        self.seconds = seconds
 
 
 class TerminalError(EmbeddingError):
@@ -115,6 +138,10 @@ class ArtifactError(TerminalError):
     def __init__(self, message: str, *, encoder_version: str | None = None) -> None:
         super().__init__(message)
         self.encoder_version = encoder_version
+
+
+class StoreRefused(TerminalError):
+    """A store answers, but not this question: a wrong password, a missing permission."""
 
 
 class SpaceMismatch(TerminalError):

@@ -6,71 +6,50 @@ This client asks the ledger with each read and checks each row that comes back.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
-from encoder.errors import SpaceMismatch
-from materialize.ledger import Pin
+from encoder.errors import TerminalError, TimedOut, TransientError
 from materialize.one_space import require_one_space
-from materialize.online_rows import OnlineRows, RowReader, Rows
 from materialize.pins import PinReader
-from transforms.names import is_bridged_view
+from materialize.reader.batch import CORRUPT, NOT_FOUND, EmbeddingBatch
+from materialize.reader.budget import Budget
+from materialize.reader.cache import RowCache
+from materialize.reader.core import Core
+from materialize.reader.fields import FieldReader, Users, choose_reader
+from materialize.reader.metrics import ReaderMetrics
+from materialize.reader.steps import Steps, perform, perform_async
+from materialize.reader.views import ViewDefinitions
+from materialize.reader.waiting import Waiting
 
 if TYPE_CHECKING:
     from feast import FeatureStore
 
-__all__ = ["NOT_FOUND", "OUTAGE_SECONDS", "EmbeddingBatch", "EmbeddingClient", "require_one_space"]
-
-NOT_FOUND = "NOT_FOUND"
-"""Status of a user whom the pinned view does not have."""
+__all__ = [
+    "CORRUPT",
+    "NOT_FOUND",
+    "OUTAGE_SECONDS",
+    "TIMEOUT_SECONDS",
+    "EmbeddingBatch",
+    "EmbeddingClient",
+    "require_one_space",
+]
 
 OUTAGE_SECONDS = 300.0
 """How long the last known pin serves while the ledger cannot be reached, unless told otherwise."""
 
+TIMEOUT_SECONDS = 5.0
+"""What a read may take with all its waits, unless told otherwise."""
 
-@dataclass(frozen=True, eq=False)
-class EmbeddingBatch:
-    """Embeddings of one space, in the order of the users that were asked for.
-
-    Attributes
-    ----------
-    embedding : float32 (n, d)
-        A row of NaN for a user who is not found: a model that takes it in unseen answers NaN. The
-        width is 0 when nobody is found and the ledger does not know it.
-    as_of : int64 (n,)
-        Event time of the newest raw feature inside, microseconds since the epoch; -1: not found.
-    status : str (n,)
-        ``warm``, ``onboarded``, ``cold`` or ``NOT_FOUND``.
-    n_events : int64 (n,)
-        Events in the longest window; -1: not found.
-    space : int
-    encoder_version : str
-        Of a bridged view, the bridge's version.
-    pin : Pin
-        What the ledger said the consumer reads.
-    """
-
-    embedding: npt.NDArray[np.float32]
-    as_of: npt.NDArray[np.int64]
-    status: npt.NDArray[np.str_]
-    n_events: npt.NDArray[np.int64]
-    space: int
-    encoder_version: str
-    pin: Pin
-
-    @property
-    def found(self) -> npt.NDArray[np.bool_]:
-        """Which users have an embedding, bool (n,)."""
-        found: npt.NDArray[np.bool_] = self.status != NOT_FOUND
-        return found
+_CONNECTIONS = 16
+_WAITING = 4
+"""Threads that wait for the ledger and the registry."""
+_UNSET: Any = object()
+T = TypeVar("T")
 
 
 class EmbeddingClient:
-    """Reads the embeddings of one consumer; safe for threads.
+    """Reads the embeddings of one consumer; safe for threads, event loops and forks.
 
     Parameters
     ----------
@@ -87,13 +66,32 @@ class EmbeddingClient:
         so that a move is seen by the next read.
     outage_seconds : float
         How long the last known pin goes on, with a warning, while the ledger cannot be reached.
-    reader : RowReader, optional
-        Where rows come from; default: the store's online store.
+    timeout_seconds : float, optional
+        What a read may take, with retries and waits for a free connection; None: no limit. A read
+        may be given another one.
+    connections : int
+        How many connections to Redis may be open at once, for threads together and for each event
+        loop; with other online stores, how many reads may wait at once.
+    cache_seconds : float
+        How long a row that was read may be used again; 0, the default: not at all.
+    cache_users : int
+        How many rows are kept at most.
+    artifacts_url : str, optional
+        Artifact store (``RepoSettings.artifacts_url``); `read_fresh` encodes with it.
+    reader : FieldReader, optional
+        Where stored fields come from; default: Redis itself if it is the online store, else the
+        online store through Feast.
+
+    Attributes
+    ----------
+    metrics : ReaderMetrics
+        What this client did: ``registry.register(client.metrics)``.
 
     Notes
     -----
-    State: pooled connections to the ledger, the last known pin, and the view that it names. A
-    consumer's move needs no new client.
+    State: pooled connections to the ledger and the online store, a few threads that wait for both,
+    the last known pin, the views that were read, and the rows that are kept. A consumer's move
+    needs no new client.
     """
 
     def __init__(
@@ -105,16 +103,42 @@ class EmbeddingClient:
         space: int | None = None,
         pin_seconds: float = 0.0,
         outage_seconds: float = OUTAGE_SECONDS,
-        reader: RowReader | None = None,
+        timeout_seconds: float | None = TIMEOUT_SECONDS,
+        connections: int = _CONNECTIONS,
+        cache_seconds: float = 0.0,
+        cache_users: int = 100_000,
+        artifacts_url: str | None = None,
+        reader: FieldReader | None = None,
     ) -> None:
-        self._space = space
+        if connections < 1:
+            raise ValueError(f"connections {connections!r} was given; 1 or more are expected.")
+        if not cache_seconds >= 0:
+            raise ValueError(
+                f"cache_seconds {cache_seconds!r} was given; 0 or more seconds are expected."
+            )
+        Budget(timeout_seconds)  # refuses what is no time
+        self._timeout, self._artifacts = timeout_seconds, artifacts_url
         self._pins = PinReader(
             ledger_url, consumer, pin_seconds=pin_seconds, outage_seconds=outage_seconds
         )
-        self._reader = OnlineRows(store) if reader is None else reader
-        self._widths: dict[str, int] = {}
+        self.metrics = ReaderMetrics(consumer)
+        self._core = Core(
+            self._pins,
+            ViewDefinitions(store),
+            self.metrics,
+            space=space,
+            cache=RowCache(cache_users, cache_seconds) if cache_seconds else None,
+        )
+        self._reader = choose_reader(store, connections) if reader is None else reader
+        self._waiting = Waiting(_WAITING)
 
-    def read(self, user_ids: Sequence[Any] | npt.NDArray[Any]) -> EmbeddingBatch:
+    def read(
+        self,
+        user_ids: Users,
+        *,
+        timeout_seconds: float | None = _UNSET,
+        per_row_errors: bool = False,
+    ) -> EmbeddingBatch:
         """Return the embeddings of some users, all of the space that the consumer is pinned to.
 
         A user who is not there is an answer (``NOT_FOUND``), not an error. Whenever one is missing
@@ -125,94 +149,98 @@ class EmbeddingClient:
         ----------
         user_ids : sequence or array
             Ids as the user entity has them; may repeat, may be empty.
+        timeout_seconds : float, optional
+            What this call may take, instead of the client's time.
+        per_row_errors : bool
+            Answer damaged rows with status ``CORRUPT``, NaN and their error in
+            ``EmbeddingBatch.faults``. Default: the first one is raised.
 
         Raises
         ------
         SpaceMismatch
             The pin is not of the space that this client was made for, or a stored row is not of the
             pinned space.
+        CorruptValue
+            A stored value is damaged; only without ``per_row_errors``.
         LedgerConflict
             The ledger knows no such consumer.
         DataFault
             The pinned view is not applied.
+        TimedOut
+            The time is over; the error says what was being waited for.
         TransientError
-            The ledger cannot be reached, and was not for longer than ``outage_seconds``.
+            Redis could not be read in several attempts; or the ledger cannot be reached, and was
+            not for longer than ``outage_seconds``.
+        StoreRefused
+            Redis does not let this client read.
+        TypeError
+            An id is not of the user entity's type.
         """
-        users = user_ids.tolist() if isinstance(user_ids, np.ndarray) else list(user_ids)
-        pin = self._pins.current()
-        while True:
-            self._require_own_space(pin)
-            try:
-                batch = self._read(pin, users)
-            except Exception:
-                # Every store has an error of its own for a view that is gone.
-                again = self._pins.ask()
-                if again == pin:
-                    raise
-            else:
-                if batch.found.all():
-                    return batch
-                again = self._pins.ask()
-                if again == pin:
-                    return batch
-            pin = again
+        return self._run(self._core.read(_ids(user_ids), per_row_errors), timeout_seconds)
+
+    async def read_async(
+        self,
+        user_ids: Users,
+        *,
+        timeout_seconds: float | None = _UNSET,
+        per_row_errors: bool = False,
+    ) -> EmbeddingBatch:
+        """Return what `read` does, and raise what it does; the event loop goes on meanwhile."""
+        steps = self._core.read(_ids(user_ids), per_row_errors)
+        return await self._run_async(steps, timeout_seconds)
 
     def close(self) -> None:
-        """Close the connections to the ledger; a later read opens new ones."""
+        """Close the connections to ledger and online store; a later read opens new ones."""
         self._pins.close()
+        self._reader.close()
+        self._waiting.close()
 
-    def _require_own_space(self, pin: Pin) -> None:
-        if self._space is not None and pin.space != self._space:
-            raise SpaceMismatch(
-                f"Consumer {pin.consumer!r} reads space {pin.space} ({pin.encoder_version}), and "
-                f"this process serves a model of space {self._space}. Deploy the model of space "
-                f"{pin.space}, or run `palate consumers rollback {pin.consumer}`."
-            )
+    async def close_async(self) -> None:
+        """Close the running event loop's connections, too; a later read opens new ones."""
+        await self._reader.close_async()
+        self.close()
 
-    def _read(self, pin: Pin, users: list[Any]) -> EmbeddingBatch:
-        rows = self._reader.read(pin, users)
-        _require_pinned(rows, pin)
-        n = len(users)
-        status = np.full(n, NOT_FOUND, object)
-        status[rows.found] = rows.status
-        embedding = np.full((n, self._width(rows, pin)), np.nan, np.float32)
-        as_of, n_events = np.full(n, -1, np.int64), np.full(n, -1, np.int64)
-        if rows.found.any():
-            embedding[rows.found] = rows.embedding
-            as_of[rows.found], n_events[rows.found] = rows.as_of, rows.n_events
-        return EmbeddingBatch(
-            embedding,
-            as_of,
-            status.astype(np.str_),
-            n_events,
-            pin.space,
-            pin.encoder_version,
-            pin,
-        )
+    def _run(self, steps: Steps[T], timeout_seconds: float | None) -> T:
+        budget = self._budget(timeout_seconds)
+        with _Call(self.metrics):
+            return perform(steps, self._reader, self._waiting, budget)
 
-    def _width(self, rows: Rows, pin: Pin) -> int:
-        """Return the width of the pin's vectors, also when nobody is found."""
-        if rows.found.any():
-            self._widths[pin.encoder_version] = rows.embedding.shape[1]
-        elif pin.encoder_version not in self._widths:
-            return self._pins.embedding_dim(pin) or 0
-        return self._widths[pin.encoder_version]
+    async def _run_async(self, steps: Steps[T], timeout_seconds: float | None) -> T:
+        budget = self._budget(timeout_seconds)
+        with _Call(self.metrics):
+            return await perform_async(steps, self._reader, self._waiting, budget)
+
+    def _budget(self, timeout_seconds: float | None) -> Budget:
+        return Budget(self._timeout if timeout_seconds is _UNSET else timeout_seconds)
 
 
-def _require_pinned(rows: Rows, pin: Pin) -> None:
-    """Refuse rows that are not of the pin's space and encoder version, or do not say so."""
-    marks = list(zip(rows.space, rows.encoder_version, strict=True))
-    wrong = [mark for mark in marks if mark != (pin.space, pin.encoder_version)]
-    if wrong:
-        space, encoder_version = wrong[0]
-        remedy = (
-            "`palate materialize --force` writes the live spaces and bridges anew"
-            if is_bridged_view(pin.view)
-            else f"`palate materialize --space {pin.space} --force` writes the view anew"
-        )
-        raise SpaceMismatch(
-            f"{len(wrong)} of {len(marks)} rows of {pin.view} are of space "
-            f"{'unknown' if space is None else space} ({encoder_version or 'no encoder version'}); "
-            f"consumer {pin.consumer!r} reads space {pin.space} ({pin.encoder_version}). No vector "
-            f"is handed out. {remedy}."
-        )
+class _Call:
+    """Counts a call by how it ends."""
+
+    def __init__(self, metrics: ReaderMetrics) -> None:
+        self._metrics = metrics
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._metrics.called(_outcome(kind), time.perf_counter() - self._began)
+
+
+def _outcome(kind: type[BaseException] | None) -> str:
+    if kind is None:
+        return "ok"
+    for name, base in (
+        ("timed_out", TimedOut),
+        ("transient", TransientError),
+        ("terminal", TerminalError),
+    ):
+        if issubclass(kind, base):
+            return name
+    return "other"
+
+
+def _ids(users: Any) -> Users:
+    import numpy as np
+
+    return users if isinstance(users, np.ndarray) else list(users)

@@ -11,7 +11,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from encoder.errors import TransientError
+from encoder.errors import TimedOut, TransientError
 from materialize.ledger import Ledger, Pin
 
 __all__ = ["PinReader"]
@@ -62,26 +62,40 @@ class PinReader:
         self._known: _Known | None = None
         self._failed = float("-inf")
 
-    def current(self) -> Pin:
-        """Return the pin, at most ``pin_seconds`` old.
+    def held(self, *, ask: bool = False) -> Pin | None:
+        """Return the pin if it is known without asking; None: call `ask`.
+
+        It is when it is at most ``pin_seconds`` old, unless ``ask``; and for a moment after the
+        ledger could not be reached.
+
+        Raises
+        ------
+        TransientError
+            The ledger cannot be reached, and the last known pin is too old or there is none.
+        """
+        known, now = self._known, time.monotonic()
+        if not ask and known is not None and now - known.asked < self._pin_seconds:
+            return known.pin
+        if now - self._failed < _RETRY_SECONDS:
+            return self._last_known(None)
+        return None
+
+    def silent(self, cause: TimedOut) -> Pin:
+        """Return the last known pin when `ask` took too long; raises as `held` does."""
+        self._failed = time.monotonic()
+        return self._last_known(cause)
+
+    def ask(self) -> Pin:
+        """Return the pin as the ledger has it now, in one query that may take a while.
 
         Raises
         ------
         LedgerConflict
             There is no such consumer.
         TransientError
-            The ledger cannot be reached, and the last known pin is too old or there is none.
+            As `held`.
         """
-        known, now = self._known, time.monotonic()
-        if known is not None and now - known.asked < self._pin_seconds:
-            return known.pin
-        return self.ask()
-
-    def ask(self) -> Pin:
-        """Return the pin as the ledger has it now; raises as `current` does."""
         asked = time.monotonic()
-        if asked - self._failed < _RETRY_SECONDS:
-            return self._last_known(None)
         try:
             pin = self._opened().pin(self._consumer)
         except (DBAPIError, PoolTimeout) as exc:
@@ -104,6 +118,8 @@ class PinReader:
 
     def embedding_dim(self, pin: Pin) -> int | None:
         """Return the width of a pin's vectors; None: the ledger does not know it, or is away."""
+        if time.monotonic() - self._failed < _RETRY_SECONDS:
+            return None
         try:
             facts = self._opened().space(pin.space).facts
         except (DBAPIError, PoolTimeout) as exc:

@@ -58,7 +58,7 @@ class Place:
 
     view: str
     field: str
-    users: Sequence[Any] = ()
+    users: Sequence[Any] | npt.NDArray[Any] = ()
     """Ids of the rows; empty where the caller does not know them."""
 
     def fault(self, row: int, found: str, expected: str) -> CorruptValue:

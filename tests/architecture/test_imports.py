@@ -33,7 +33,8 @@ MAY_IMPORT = {
         "click",
         "psutil",
     }
-    | {"plotly", "jinja2", "umap", "requests", "tenacity", "prometheus_client"},
+    | {"plotly", "jinja2", "umap", "requests", "tenacity", "prometheus_client"}
+    | {"cachetools", "async_timeout"},
     # Views are declared from the ledger's spaces, so its config and ledger are the exception.
     "feature_repo": {"transforms", "feast", "materialize.config", "materialize.ledger"},
 }

@@ -1,0 +1,1 @@
+"""How serving code reads embeddings: within a time, from Redis without Feast in between."""

@@ -1,0 +1,153 @@
+"""How Feast lays users out in Redis, as commands and answers; no connection in here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    BusyLoadingError,
+    ClusterDownError,
+    ConnectionError,
+    InvalidResponse,
+    MaxConnectionsError,
+    RedisClusterException,
+    ResponseError,
+    TimeoutError,
+    TryAgainError,
+)
+
+from encoder.errors import StoreRefused
+from materialize.reader.fields import Found, Users, Wanted, user_column
+from materialize.stores.values import entity_keys
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from feast import RepoConfig
+
+__all__ = ["TRANSIENT", "RedisLayout", "as_columns", "refusal", "require_answers"]
+
+TRANSIENT = (
+    # Refused, reset, closed; a server that loads its data; a failover; a garbled answer, after
+    # which the connection was closed.
+    *(ConnectionError, TimeoutError, BusyLoadingError, ClusterDownError, TryAgainError),
+    *(MaxConnectionsError, InvalidResponse, RedisClusterException, OSError),
+)
+"""Errors that another attempt may mend."""
+
+_WRONG_TYPE = "WRONGTYPE"
+
+
+class RedisLayout:
+    """The keys of users and the hash fields of features, for one repository.
+
+    Parameters
+    ----------
+    config : RepoConfig
+
+    Notes
+    -----
+    State: what the commands of a question end with, by question.
+    """
+
+    def __init__(self, config: RepoConfig) -> None:
+        self._config = config
+        self._suffix = config.project.encode("utf-8")
+        self._asked: dict[tuple[Wanted, ...], tuple[bytes, bytes]] = {}
+
+    def keys(self, wanted: Sequence[Wanted], users: Users) -> list[bytes]:
+        """Return one key a user.
+
+        Raises
+        ------
+        TypeError
+            An id is not of the user entity's type.
+        """
+        (entity,) = wanted[0].view.entity_columns
+        kind = entity.dtype.to_value_type().name
+        ids: pa.Array = user_column(users, text=kind == "STRING")
+        version = self._config.entity_key_serialization_version
+        return entity_keys([(entity.name, kind, ids)], version, self._suffix)
+
+    def hash_fields(self, wanted: Sequence[Wanted]) -> list[bytes]:
+        """Return the hash field of each wanted feature."""
+        from feast.infra.online_stores.helpers import _mmh3, compute_versioned_name
+
+        versioned = self._config.registry.enable_online_feature_view_versioning
+        return [
+            _mmh3(f"{compute_versioned_name(one.view, versioned)}:{name}")
+            for one in wanted
+            for name in one.fields
+        ]
+
+    def commands(self, wanted: Sequence[Wanted], keys: Sequence[bytes]) -> bytes:
+        """Return one HMGET a key, as Redis reads them from the wire."""
+        head, tail = self._ends(wanted)
+        if len({len(key) for key in keys}) == 1:
+            before = head + b"%d\r\n" % len(keys[0])
+            return before + (tail + before).join(keys) + tail
+        return b"".join([head + b"%d\r\n" % len(key) + key + tail for key in keys])
+
+    def _ends(self, wanted: Sequence[Wanted]) -> tuple[bytes, bytes]:
+        asked = tuple(wanted)
+        if asked not in self._asked:
+            names = self.hash_fields(wanted)
+            head = b"*%d\r\n$5\r\nHMGET\r\n$" % (2 + len(names))
+            tail = b"\r\n" + b"".join([b"$%d\r\n%b\r\n" % (len(name), name) for name in names])
+            self._asked[asked] = (head, tail)
+        return self._asked[asked]
+
+
+def require_answers(answers: Sequence[Any], where: str) -> Sequence[Any]:
+    """Return the answers to HMGET as they are, if Redis answered all of them.
+
+    Parameters
+    ----------
+    answers : sequence
+        One a user: a list of values, or the error that Redis answered with.
+    where : str
+        Which server, for the error.
+
+    Raises
+    ------
+    RedisError
+        An answer of the kinds in ``TRANSIENT``.
+    StoreRefused
+        Redis answered with an error that is not about one user.
+    """
+    for answer in answers:
+        if isinstance(answer, Exception) and not _is_about_the_key(answer):
+            raise refusal(answer, where)
+    return answers
+
+
+def as_columns(answers: Sequence[Any], width: int) -> Found:
+    """Return such answers of ``width`` values each as columns."""
+    broken = {
+        row: "a Redis value that is no hash"
+        for row, answer in enumerate(answers)
+        if not isinstance(answer, list)
+    }
+    if broken:
+        absent = [None] * width
+        answers = [absent if row in broken else answer for row, answer in enumerate(answers)]
+    return Found(list(zip(*answers, strict=True)) if len(answers) else [()] * width, broken)
+
+
+def refusal(error: Exception, where: str) -> Exception:
+    """Return a transient error as it is, and any other as `StoreRefused`."""
+    refused = isinstance(error, AuthenticationError | AuthorizationError)
+    if isinstance(error, TRANSIENT) and not refused:
+        return error
+    fault = StoreRefused(
+        f"{where} refuses: {error}. Check user, password and permissions in "
+        "`online_store.connection_string`."
+    )
+    fault.__cause__ = error
+    return fault
+
+
+def _is_about_the_key(answer: Exception) -> bool:
+    return isinstance(answer, ResponseError) and str(answer).startswith(_WRONG_TYPE)
