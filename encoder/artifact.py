@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,21 +20,15 @@ from safetensors import numpy as safetensors_numpy
 
 from encoder.columns import RawBatch
 from encoder.errors import ArtifactError
+from encoder.manifest import FLOAT32, FORMAT_VERSION, MANIFEST, Manifest
 from encoder.preprocessing import Preprocessor
-from encoder.schema import FeatureSchema
 
 __all__ = ["FILES", "FORMAT_VERSION", "EncoderArtifact", "Manifest", "ModalityState"]
 
 Arrays = dict[str, npt.NDArray[Any]]
 Float32 = npt.NDArray[np.float32]
 
-FORMAT_VERSION = 1
-
-MANIFEST, WEIGHTS, PREPROCESSING = (
-    "manifest.json",
-    "weights.safetensors",
-    "preprocessing.safetensors",
-)
+WEIGHTS, PREPROCESSING = "weights.safetensors", "preprocessing.safetensors"
 GRAPH, MODALITY, MODALITY_CONFIG = "encoder.onnx", "modality.safetensors", "modality.json"
 
 FILES = (MANIFEST, WEIGHTS, PREPROCESSING, GRAPH, MODALITY, MODALITY_CONFIG)
@@ -58,91 +53,11 @@ class ModalityState(Protocol):
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """What an artifact says about itself.
-
-    Attributes
-    ----------
-    encoder_version : str
-        First 12 hex digits of the content hash.
-    schema : FeatureSchema
-    model : dict
-        ``kind``, ``n_inputs``, ``embedding_dim``, ``hidden`` decide the graph; the rest is kept
-        for the reader.
-    preprocessing : dict
-        JSON part of the preprocessor's state.
-    dataset : dict
-        Facts about the data and the windows, as the caller gave them.
-    data_cutoff : str
-        ISO 8601: nothing learned saw an event from this instant on.
-    training : dict
-        History and outcome, as the caller gave them.
-    created_at : str
-        ISO 8601, UTC.
-    libraries : dict of str to str
-        Versions that wrote the artifact.
-    files : dict of str to str
-        SHA-256 of every other file.
-    tensors : dict of str to dict
-        File -> tensor name -> [dtype, shape], for the files that loading reads.
-    """
-
-    encoder_version: str
-    schema: FeatureSchema
-    model: dict[str, Any]
-    preprocessing: dict[str, Any]
-    dataset: dict[str, Any]
-    data_cutoff: str
-    training: dict[str, Any]
-    created_at: str
-    libraries: dict[str, str] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
-    tensors: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
-
-    @property
-    def embedding_dim(self) -> int:
-        """Length of the embedding."""
-        return int(self.model["embedding_dim"])
-
-    def to_json(self) -> bytes:
-        """Return the manifest file's bytes; ``from_json`` gives an equal manifest back."""
-        data = {"format_version": FORMAT_VERSION, **vars(self), "schema": self.schema.to_dict()}
-        return json.dumps(data, indent=2, sort_keys=True, allow_nan=False).encode()
-
-    @classmethod
-    def from_json(cls, data: bytes) -> Manifest:
-        """Read a manifest file.
-
-        Raises
-        ------
-        ArtifactError
-            No JSON, another format version, or fields missing or unknown.
-        """
-        try:
-            fields = json.loads(data)
-            given = fields.pop("format_version")
-        except (ValueError, KeyError, AttributeError, TypeError) as exc:
-            raise ArtifactError(
-                f"{MANIFEST} cannot be read ({exc!r}). Fetch the artifact again."
-            ) from exc
-        if given != FORMAT_VERSION:
-            raise ArtifactError(
-                f"Artifact format {given!r} given, this release reads {FORMAT_VERSION}. "
-                "Install the release that wrote it, or train again."
-            )
-        try:
-            return cls(**{**fields, "schema": FeatureSchema.from_dict(fields["schema"])})
-        except (KeyError, TypeError, ValueError) as exc:
-            raise ArtifactError(
-                f"{MANIFEST} does not have this format's fields: {exc}. Fetch the artifact again."
-            ) from exc
-
-
-@dataclass(frozen=True)
 class EncoderArtifact:
     """A trained encoder: manifest, preprocessing, weights, graph and modality encoders.
 
-    State: immutable, but for the ONNX Runtime sessions, cached per number of threads.
+    State: immutable, but for the ONNX Runtime sessions, cached per number of threads. Threads may
+    share it.
 
     Attributes
     ----------
@@ -163,6 +78,7 @@ class EncoderArtifact:
     onnx: bytes
     modality: ModalityState
     _sessions: dict[int, ort.InferenceSession] = field(default_factory=dict, repr=False)
+    _making: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
     def encoder_version(self) -> str:
@@ -197,7 +113,7 @@ class EncoderArtifact:
                 f"for {schema.modality_version!r}. Pass the ones the raw features were built with."
             )
         manifest = Manifest(
-            encoder_version=_version(preprocessor, weights, model),
+            encoder_version=_version(preprocessor, weights, model, onnx),
             schema=schema,
             model=model,
             preprocessing=preprocessor.state()[1],
@@ -269,7 +185,8 @@ class EncoderArtifact:
         weights = _tensors(WEIGHTS, verified(WEIGHTS), manifest)
         arrays = _tensors(PREPROCESSING, verified(PREPROCESSING), manifest)
         preprocessor = Preprocessor.from_state(manifest.schema, arrays, manifest.preprocessing)
-        version = _version(preprocessor, weights, manifest.model)
+        onnx = verified(GRAPH)
+        version = _version(preprocessor, weights, manifest.model, onnx)
         for claimed in {manifest.encoder_version, expected_version or version}:
             if claimed != version:
                 raise ArtifactError(
@@ -278,18 +195,22 @@ class EncoderArtifact:
                     encoder_version=claimed,
                 )
         modality = _StoredModality(manifest.schema.modality_version, verified)
-        return cls(manifest, preprocessor, weights, verified(GRAPH), modality)
+        return cls(manifest, preprocessor, weights, onnx, modality)
 
     def session(self, threads: int = 1) -> ort.InferenceSession:
         """Return an ONNX Runtime session (CPU) with ``threads`` threads; made once per number."""
-        if threads not in self._sessions:
-            options = ort.SessionOptions()
-            options.intra_op_num_threads = threads
-            options.inter_op_num_threads = 1
-            self._sessions[threads] = ort.InferenceSession(
-                self.onnx, options, providers=["CPUExecutionProvider"]
-            )
-        return self._sessions[threads]
+        session = self._sessions.get(threads)
+        if session is None:
+            with self._making:  # or threads that come first together make one each
+                session = self._sessions.get(threads)
+                if session is None:
+                    options = ort.SessionOptions()
+                    options.intra_op_num_threads = threads
+                    options.inter_op_num_threads = 1
+                    session = self._sessions[threads] = ort.InferenceSession(
+                        self.onnx, options, providers=["CPUExecutionProvider"]
+                    )
+        return session
 
     def encode_inputs(self, inputs: Float32, threads: int = 1) -> Float32:
         """Return the embeddings float32 (n, embedding_dim) of preprocessed ``inputs``.
@@ -302,6 +223,10 @@ class EncoderArtifact:
             Threads of the session.
         """
         session = self.session(threads)
+        embedding: Float32
+        if 0 < len(inputs) <= _BATCH_ROWS:
+            (embedding,) = session.run(["embedding"], {"inputs": inputs})
+            return embedding
         embedding = np.empty((len(inputs), self.manifest.embedding_dim), np.float32)
         for start in range(0, len(inputs), _BATCH_ROWS):
             part = slice(start, start + _BATCH_ROWS)
@@ -332,19 +257,27 @@ class _StoredModality:
         return safetensors_numpy.load(self.read(MODALITY)), json.loads(self.read(MODALITY_CONFIG))
 
 
-def _version(preprocessor: Preprocessor, weights: Arrays, model: Mapping[str, Any]) -> str:
+def _version(
+    preprocessor: Preprocessor, weights: Arrays, model: Mapping[str, Any], onnx: bytes
+) -> str:
     """Return the first 12 hex digits of the SHA-256 of what changes an embedding, and only that.
 
-    The decoder, descriptions, history and times are not part of it.
+    The decoder, descriptions, history and times are not part of it. A float32 graph follows from
+    the weights and is not, either; another precision's holds numbers of its own, so its bytes are.
     """
     arrays, config = preprocessor.state()
     encoder = {name: array for name, array in weights.items() if name.startswith("encoder.")}
     digest = hashlib.sha256()
+    decisive: dict[str, Any] = {
+        k: model[k] for k in ("kind", "n_inputs", "embedding_dim", "hidden")
+    }
+    if model.get("precision", FLOAT32) != FLOAT32:
+        decisive |= {"precision": model["precision"], "graph": _sha256(onnx)}
     facts = {
         "schema": preprocessor.schema.to_dict(),
         # The entropies scale the training loss and nothing else.
         "categories": config["categories"],
-        "model": {k: model[k] for k in ("kind", "n_inputs", "embedding_dim", "hidden")},
+        "model": decisive,
     }
     digest.update(json.dumps(facts, sort_keys=True).encode())
     for part in (arrays, encoder):

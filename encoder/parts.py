@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from encoder.artifact import EncoderArtifact
+from encoder.manifest import FLOAT32
 from encoder.modality import ItemVectors, ModalityEncoders
 from encoder.preprocessing import Preprocessor
 
@@ -27,7 +28,8 @@ class Part:
     Attributes
     ----------
     kind : str
-        ``data``, ``modality encoder``, ``input schema``, ``preprocessing`` or ``autoencoder``.
+        ``data``, ``modality encoder``, ``input schema``, ``preprocessing``, ``autoencoder``, and
+        ``quantisation`` where the graph is not float32.
     name : str
         Which of its kind: a modality's name, the data set's; "" where there is one only.
     version : str
@@ -64,7 +66,7 @@ def artifact_parts(artifact: EncoderArtifact) -> list[Part]:
     # Named by the modality encoders: the layout is the same when they alone are new.
     del schema["modality_version"]
     blocks = {f"blocks.{b.name}": f"{b.kind}, {b.width} wide" for b in manifest.schema.blocks}
-    model = {k: v for k, v in manifest.model.items() if k != "n_inputs"}
+    model = {k: v for k, v in manifest.model.items() if k not in ("n_inputs", "precision")}
     training = {k: v for k, v in manifest.training.get("config", {}).items() if k != "model"}
     settings = {"model": model, "training": training}
     if manifest.dataset.get("compatibility"):
@@ -75,6 +77,7 @@ def artifact_parts(artifact: EncoderArtifact) -> list[Part]:
         Part("input schema", "", _hash({}, schema), blocks),
         _preprocessing(artifact.preprocessor),
         Part("autoencoder", "", _autoencoder_hash(artifact), _flat(settings)),
+        *_quantisation(artifact),
     ]
 
 
@@ -113,6 +116,15 @@ def _modality(encoders: ModalityEncoders, vectors: ItemVectors) -> Part:
 
 def _autoencoder_hash(artifact: EncoderArtifact) -> str:
     return _hash(artifact.weights, {"kind": artifact.manifest.model["kind"]})
+
+
+def _quantisation(artifact: EncoderArtifact) -> list[Part]:
+    precision = artifact.manifest.precision
+    if precision == FLOAT32:
+        return []
+    rows = artifact.manifest.training["quantisation"]["calibration_rows"]
+    version = hashlib.sha256(artifact.onnx).hexdigest()[:12]
+    return [Part("quantisation", "", version, {"precision": precision, "calibration_rows": rows})]
 
 
 def _preprocessing(preprocessor: Preprocessor) -> Part:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 
-from encoder.artifact import MANIFEST, EncoderArtifact
+from encoder.artifact import EncoderArtifact
 from encoder.errors import ArtifactError
 from encoder.folders import VersionedFolders
+from encoder.manifest import MANIFEST
 
 __all__ = ["ArtifactStore"]
 

@@ -33,6 +33,7 @@ _UPSTREAM = {
     "input schema": ("modality encoder",),
     "preprocessing": ("data", "modality encoder", "input schema"),
     "autoencoder": ("data", "modality encoder", "input schema", "preprocessing"),
+    "quantisation": ("data", "modality encoder", "input schema", "preprocessing", "autoencoder"),
 }
 
 
@@ -45,7 +46,8 @@ class Chain:
     space : int
     encoder_version : str
     parts : tuple of Part
-        Upstream first: data, modality encoders, input schema, preprocessing, autoencoder.
+        Upstream first: data, modality encoders, input schema, preprocessing, autoencoder,
+        quantisation where there is one.
     figures : mapping
         Of the training; losses and block errors are those of the best epoch, which is kept.
     libraries : mapping of str to str
