@@ -18,6 +18,7 @@ from materialize.cli_consumers import consumers_group
 from materialize.cli_ledger import ledger_group
 from materialize.cli_materialize import materialize_command
 from materialize.cli_options import DRY_RUN, QUIET, REPO, SPACE, print_json
+from materialize.cli_similar import neighbours_group, similar_command
 from materialize.cli_spaces import spaces_group
 
 if TYPE_CHECKING:
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_TRAINING_ONLY = {"jinja2", "onnx", "onnxscript", "plotly", "torch"}
+_EXTRAS = {
+    **dict.fromkeys(("jinja2", "onnx", "onnxscript", "plotly", "torch"), "train"),
+    "faiss": "neighbours",
+}
+"""Package that serving does without -> the extra that brings it."""
 
 
 class _Group(click.Group):
@@ -43,11 +48,11 @@ class _Group(click.Group):
             click.echo(f"Error: {exc}", err=True)
             sys.exit(1)
         except ModuleNotFoundError as exc:
-            if exc.name not in _TRAINING_ONLY:
+            if exc.name not in _EXTRAS:
                 raise
             click.echo(
                 f"Error: this command needs the package {exc.name!r}, which serving does not. "
-                "Install it with pip install 'palate[train]'.",
+                f"Install it with pip install 'palate[{_EXTRAS[exc.name]}]'.",
                 err=True,
             )
             sys.exit(1)
@@ -189,6 +194,8 @@ main.add_command(materialize_command)
 main.add_command(compact_command)
 main.add_command(consumers_group)
 main.add_command(ledger_group)
+main.add_command(neighbours_group)
+main.add_command(similar_command)
 main.add_command(spaces_group)
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from encoder.errors import DataFault
 from materialize.ledger import Ledger
-from materialize.source import applied_view, parquet_files, read_files
-from materialize.stores.append import is_pushed
+from materialize.published import published_files
+from materialize.source import applied_view, read_files
 from transforms.engine import bounded_connection
 from transforms.names import USER_KEY
 
@@ -71,15 +71,10 @@ def compare_coverage(
     DataFault
         A view is not applied, or reads from something else than Parquet files.
     """
-    online = {
-        (run.view, f"run-{run.run_id}")
-        for run in ledger.runs()
-        if run.state == "committed" and not run.plan.get("from_history")
-    }
     with bounded_connection(_MEMORY_MB) as connection:
         found: dict[str, tuple[int, datetime | None]] = {}
         for table, view in (("before", before), ("after", after)):
-            files = [] if view is None else _files(store, view, online)
+            files = [] if view is None else _files(store, ledger, view)
             found[table] = _count(connection, table, files) if files else (0, None)
         both = 0
         if found["before"][0] and found["after"][0]:
@@ -90,7 +85,7 @@ def compare_coverage(
     return Coverage(n_before, n_after, both, newest_before, newest_after)
 
 
-def _files(store: FeatureStore, view: str, online: set[tuple[str, str]]) -> list[Path]:
+def _files(store: FeatureStore, ledger: Ledger, view: str) -> list[Path]:
     from feast import FileSource
 
     source = applied_view(store, view).batch_source
@@ -99,11 +94,7 @@ def _files(store: FeatureStore, view: str, online: set[tuple[str, str]]) -> list
             f"View {view!r} reads from {type(source).__name__}; its users are counted in Parquet "
             "files, so a FileSource is expected."
         )
-    return [
-        path
-        for path in parquet_files(Path(source.path))
-        if is_pushed(path) or (view, path.parent.name) in online
-    ]
+    return published_files(ledger, view, Path(source.path), online_only=True)
 
 
 def _count(

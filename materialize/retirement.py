@@ -23,6 +23,7 @@ from materialize.applied import applied_among, readers_of, undeclare
 from materialize.config import RepoSettings
 from materialize.ledger import Bridge, Ledger
 from materialize.lineage import CHAIN_FACT, chain
+from materialize.neighbours.manifest import index_folder
 from materialize.offline_removal import folder_share, held_by_a_run, remove_folder
 from materialize.online_rows import entity_keys
 from materialize.removal_tally import TALLY_FACT, Tally, bytes_by_kind
@@ -128,8 +129,8 @@ def retire_space(
     Notes
     -----
     The order: the ledger's decision, so that nobody pins or writes the space from then on; views,
-    so that nobody finds it; online values; offline files; maps of bridges; the artifact; the
-    ledger's end. The artifact goes last because everything else can be made from it.
+    so that nobody finds it; online values; offline files; the index of neighbours; maps of bridges;
+    the artifact; the ledger's end. The artifact goes last: everything else can be made from it.
     """
     return _Retirement(
         store, settings, ledger, number, keys_per_second=keys_per_second, progress=progress
@@ -158,6 +159,7 @@ class _Retirement:
         }
         self._stored = [stored_view(number), *dict.fromkeys(map(_view, self._bridges.values()))]
         self._views = [*self._stored, on_demand_view(number)]
+        self._index = index_folder(settings, number)
         self._artifacts = ArtifactStore(settings.artifacts_url)
         self._maps = BridgeStore(settings.artifacts_url)
 
@@ -175,6 +177,7 @@ class _Retirement:
             removed[f"online {view}"] = _known(rows=rows, bytes=size)
         for view, folder in self._folders().items():
             removed[f"offline {view}"] = folder_share(folder)
+        removed[f"neighbours {self._index.name}"] = folder_share(self._index, rows=False)
         removed["offline staging"] = self._staging_share()
         for version in self._bridges:
             removed[f"bridge {version}"] = {"bytes": self._maps.size(version)}
@@ -209,6 +212,9 @@ class _Retirement:
         for view, folder in self._folders().items():
             tally.measured(f"offline {view}", **folder_share(folder))
             remove_folder(folder, wait_seconds=wait_seconds, progress=self._progress)
+        # After the state says retiring: a build that runs asks for it before its index counts.
+        tally.measured(f"neighbours {self._index.name}", **folder_share(self._index, rows=False))
+        remove_folder(self._index, wait_seconds=wait_seconds, progress=self._progress)
         self._remove_staging(tally)
         for version, bridge in self._bridges.items():
             if bridge.state != "retired":
