@@ -96,13 +96,14 @@ def _wait(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path
 
 
 @contextmanager
-def _running(
+def running(
     command: list[str],
     folder: Path,
     ready: Callable[[], bool],
     user: str | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server until the block ends, from when it is ready; ``folder`` holds its log."""
     log = folder / _LOG
     environ = None if environment is None else {**os.environ, **environment}
     with log.open("wb") as out:
@@ -139,7 +140,7 @@ def redis_server(folder: Path, *options: str) -> Iterator[Server]:
             return False
 
     command = [str(program), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
-    with _running([*command, "--appendonly", "no", *options], folder, ready):
+    with running([*command, "--appendonly", "no", *options], folder, ready):
         yield Server("127.0.0.1", port, f"redis://127.0.0.1:{port}")
 
 
@@ -195,7 +196,7 @@ def postgres_server() -> Iterator[Server]:
 
         options = ["-c", "fsync=off", "-c", "listen_addresses=127.0.0.1"]
         command = [str(postgres), "-D", str(data), "-p", str(port), "-k", str(folder), *options]
-        with _running(command, folder, ready, user):
+        with running(command, folder, ready, user):
             yield Server("127.0.0.1", port, f"postgresql://palate:palate@127.0.0.1:{port}/palate")
 
 
@@ -226,5 +227,5 @@ def feast_server(
     program = Path(sys.executable).parent / "feast"
     command = [str(program), "-c", str(repo), "serve", "-p", str(port), "--no-access-log"]
     command += ["--workers", str(workers), *options]
-    with _running(command, folder, ready, environment=environment) as process:
+    with running(command, folder, ready, environment=environment) as process:
         yield FeastServer(url, log, process)

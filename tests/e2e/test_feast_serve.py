@@ -260,9 +260,8 @@ def test_torch_cannot_be_imported_there(torch_free: dict[str, str]) -> None:
 @pytest.fixture
 def repository(tmp_path: Path) -> Iterator[Spaces]:
     """Another repository, on SQLite, whose artifacts a test may remove."""
-    with _repository(
-        tmp_path / "repo", PROFILES["palate-sqlite"].settings(None, str(tmp_path))
-    ) as spaces:
+    online = PROFILES["palate-sqlite"].settings(None, str(tmp_path))
+    with _repository(tmp_path / "repo", online) as spaces:
         yield spaces
 
 
@@ -279,6 +278,35 @@ def test_workers_load_encoders_before_they_answer_and_end_at_sigterm(
             answer = Served(repository, server).ask(features=_EMBEDDING, entities=ONE)
             assert answer.status_code == 200, answer.text
     assert server.process.returncode == 0
-    assert [w.pid for w in workers if w.is_running() and w.status() != "zombie"] == []
+    assert [worker for worker in workers if worker.is_running()] == []
     with pytest.raises(requests.ConnectionError):
         requests.get(f"{server.url}/health", timeout=2)
+
+
+def test_without_its_artifacts_a_server_starts_says_so_and_serves_what_is_stored(
+    repository: Spaces, tmp_path: Path, torch_free: dict[str, str]
+) -> None:
+    shutil.rmtree(repository.settings.artifacts_url)
+    version = repository.ledger.space(1).encoder_version
+    with feast_server(repository.tiny.path, tmp_path, environment=torch_free) as server:
+        served = Served(repository, server)
+        assert served.ask(features=[f"{STORED}:embedding"], entities=ONE).status_code == 200
+        refused = served.ask(features=_EMBEDDING, entities=ONE)
+    assert (refused.status_code, version in refused.text) == (500, True)
+    (warning,) = [
+        line for line in server.log.read_text().splitlines() if "static artifacts" in line
+    ]
+    assert version in warning
+
+
+def test_faulty_rows_are_answered_one_by_one_when_the_environment_asks(
+    repository: Spaces, tmp_path: Path, torch_free: dict[str, str]
+) -> None:
+    environment = torch_free | {"PALATE_ON_ERROR": "row"}
+    features = [f"{ON_DEMAND}:{name}" for name in ("embedding", "status")]
+    with feast_server(repository.tiny.path, tmp_path, environment=environment) as server:
+        served = Served(repository, server)
+        got = _columns(served.ask(features=features, entities={USER_KEY: [1, WIDE]}))
+        alone = _columns(served.ask(features=features, entities=ONE))
+    assert got["status"]["values"] == ["warm", "error"]
+    assert got["embedding"]["values"] == [*alone["embedding"]["values"], None]
