@@ -219,6 +219,34 @@ def bridge_command(
         click.echo("Next: `feast apply`, then `palate materialize`.", err=True)
 
 
+@spaces_group.command("quantise")
+@REPO
+@_NUMBER
+@click.option(
+    "--rows",
+    type=click.IntRange(1),
+    default=8192,
+    show_default=True,
+    help="Users to take the ranges of numbers from, and as many others to measure with.",
+)
+@DRY_RUN
+@QUIET
+def quantise_command(repo: Path, number: int, rows: int, dry_run: bool, quiet: bool) -> None:
+    """Make an int8 form of space NUMBER's encoder, as the next space, and measure its error."""
+    from materialize.quantise import quantise_space
+
+    context = _context(repo)
+    report = quantise_space(
+        *(context.store, context.settings, context.ledger, number),
+        rows=rows,
+        dry_run=dry_run,
+        progress=not quiet,
+    )
+    print_json(report.to_dict())
+    if report.new and not dry_run:
+        click.echo("Next: `feast apply`, then `palate materialize`.", err=True)
+
+
 @spaces_group.command("retire")
 @REPO
 @_NUMBER
