@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks._environment import ROOT, commit, hardware, peak_rss_bytes, versions
 
-__all__ = ["Measured", "Record", "compare", "repeat", "run_isolated", "write_results"]
+__all__ = ["RESULTS", "Measured", "Record", "compare", "repeat", "run_isolated", "write_results"]
 
 RESULTS = ROOT / "benchmarks" / "results"
 _TARGET = re.compile(

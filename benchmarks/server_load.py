@@ -32,7 +32,19 @@ import requests
 
 from benchmarks import _job_repo, _raw_rows
 from benchmarks._http_load import PATH, Question, vectors, write_questions
-from benchmarks.harness import Record, compare, run_isolated, write_results
+from benchmarks._serving_cost import (
+    CALLER,
+    DEMAND,
+    IN_PROCESS,
+    READER,
+    REDIS,
+    SERVING,
+    STORED,
+    claim,
+    cost_table,
+    over,
+)
+from benchmarks.harness import RESULTS, Record, compare, run_isolated, write_results
 from materialize.context import Context
 from materialize.template import template_folder
 from tests.servers import FeastServer, Server, feast_server, redis_server
@@ -41,10 +53,9 @@ from transforms.names import USER_KEY, on_demand_view, stored_view
 
 SEED = 0
 _NAMES = ("embedding", "as_of", "status")
-_DEMAND, _STORED, _READER = "on demand", "stored view", "EmbeddingClient"
 _VIEWS = {
-    _DEMAND: on_demand_view(_job_repo.SPACE),
-    _STORED: stored_view(_job_repo.SPACE),
+    DEMAND: on_demand_view(_job_repo.SPACE),
+    STORED: stored_view(_job_repo.SPACE),
 }
 _CONSUMER = "load"
 _QUESTIONS = 16
@@ -132,13 +143,13 @@ def in_process(
     prewarm(store)
     client = EmbeddingClient(store, context.settings.ledger_url, _CONSUMER)
     ways: dict[str, Callable[[list[int]], npt.NDArray[np.float32]]] = {
-        _DEMAND: lambda asked: _in_feast(store, _DEMAND, asked),
-        _STORED: lambda asked: _in_feast(store, _STORED, asked),
-        _READER: lambda asked: client.read(asked).embedding,
+        DEMAND: lambda asked: _in_feast(store, DEMAND, asked),
+        STORED: lambda asked: _in_feast(store, STORED, asked),
+        READER: lambda asked: client.read(asked).embedding,
     }
     sample = _sample(users, each)
     # All ways give the same vectors: each warms up, and is checked, on the same questions.
-    known = [ways[_STORED](asked) for asked in sample]
+    known = [ways[STORED](asked) for asked in sample]
     for way in ways.values():
         for asked, expected in zip(sample, known, strict=True):
             np.testing.assert_allclose(way(asked), expected, rtol=0, atol=1e-5)
@@ -271,7 +282,7 @@ def _first_answers(
             own.mkdir()
             with feast_server(repository, own) as server:
                 began = time.perf_counter()
-                _post(server, _body(_DEMAND, users))
+                _post(server, _body(DEMAND, users))
                 taken[prewarmed].append((time.perf_counter() - began) * 1e3)
             if not prewarmed:
                 aside.rename(hook)
@@ -283,26 +294,22 @@ def _records(
 ) -> list[Record]:
     """Return the records of one way beside another."""
     (way, loads), (name, theirs) = ours, other
-    what = f"{way}, {where}, {each} user{'s' if each > 1 else ''} a request"
+    what = claim(way, where, each)
+    figures = [
+        ("requests/s", "requests/s", loads.rates, theirs.rates),
+        ("p50", "ms", loads.p50, theirs.p50),
+        ("p99", "ms", loads.p99, theirs.p99),
+        (SERVING, "s", loads.serving, theirs.serving),
+        (REDIS, "s", loads.redis, theirs.redis),
+    ]
+    if loads.caller:
+        figures.append((CALLER, "s", loads.caller, theirs.caller))
     records = [
         compare(f"{what}: {figure}", values, unit=unit, baseline=(name, others), seed=SEED)
-        for figure, unit, values, others in (
-            ("requests/s", "requests/s", loads.rates, theirs.rates),
-            ("p50", "ms", loads.p50, theirs.p50),
-            ("p99", "ms", loads.p99, theirs.p99),
-            ("CPU seconds per 1,000 embeddings", "s", loads.serving, theirs.serving),
-            ("Redis's CPU seconds per 1,000 embeddings", "s", loads.redis, theirs.redis),
-        )
+        for figure, unit, values, others in figures
     ]
     if loads.caller:
         records += [
-            compare(
-                f"{what}: caller's CPU seconds per 1,000 embeddings, JSON to float32 included",
-                loads.caller,
-                unit="s",
-                baseline=(name, theirs.caller),
-                seed=SEED,
-            ),
             compare(
                 f"{what}: cores that the load generator took", loads.caller_share, unit="cores"
             ),
@@ -344,7 +351,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.5, help="at most, of one repeat")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--starts", type=int, default=2, help="of servers, for first answers")
+    parser.add_argument("--table", action="store_true", help="print the guide's table and end")
     given = parser.parse_args()
+    if given.table:
+        print(cost_table(json.loads((RESULTS / "server_load.json").read_text(encoding="utf-8"))))
+        return
     records: list[Record] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -353,15 +364,13 @@ def main() -> None:
         for (workers, connections, each), loads in _over_http(
             repository, folder, server, given
         ).items():
-            where = f"HTTP, {workers} worker{'s' if workers > 1 else ''}, "
-            where += f"{connections} connection{'s' if connections > 1 else ''}"
-            records += _records(where, each, (_DEMAND, loads[_DEMAND]), (_STORED, loads[_STORED]))
+            sides = (DEMAND, loads[DEMAND]), (STORED, loads[STORED])
+            records += _records(over(workers, connections), each, *sides)
         for each in given.users_a_request:
             loads = _within(repository, given, each)
-            for way in (_DEMAND, _READER):
-                records += _records(
-                    "in process", each, (way, loads[way]), (_STORED, loads[_STORED])
-                )
+            for way in (DEMAND, READER):
+                sides = (way, loads[way]), (STORED, loads[STORED])
+                records += _records(IN_PROCESS, each, *sides)
         first = _first_answers(repository, folder, given.starts, _sample(given.users, 1)[0])
         records.append(
             compare(

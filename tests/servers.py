@@ -24,7 +24,7 @@ import psycopg
 import redis
 import requests
 
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 STOP_SECONDS = 20.0
 _LOG = "server.log"
 
