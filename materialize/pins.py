@@ -8,11 +8,10 @@ import time
 from dataclasses import dataclass
 
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from encoder.errors import TimedOut, TransientError
 from materialize.ledger import Ledger, Pin
+from materialize.reader.pin_query import PinQuery, Silent, is_outage
 
 __all__ = ["PinReader"]
 
@@ -59,6 +58,7 @@ class PinReader:
         self._pin_seconds, self._outage_seconds = pin_seconds, outage_seconds
         self._lock = threading.Lock()
         self._ledger: Ledger | None = None
+        self._query: PinQuery | None = None
         self._known: _Known | None = None
         self._failed = float("-inf")
 
@@ -97,17 +97,45 @@ class PinReader:
         """
         asked = time.monotonic()
         try:
-            pin = self._opened().pin(self._consumer)
-        except (DBAPIError, PoolTimeout) as exc:
-            if not _is_outage(exc):
+            ledger, query = self._opened()
+            pin = self._asked_twice(query)
+            if pin is None:
+                pin = ledger.pin(self._consumer)  # says which consumers there are
+        except Exception as exc:
+            if not self._is_outage(exc):
                 raise
             self._failed = time.monotonic()
             return self._last_known(exc)
-        self._failed = float("-inf")
-        with self._lock:
-            # An answer that was asked for earlier may come later, from another thread.
-            if self._known is None or self._known.asked <= asked:
-                self._known = _Known(pin, asked)
+        self._learned(pin, asked)
+        return pin
+
+    def ask_at_once(self, seconds: float | None) -> Pin | None:
+        """Return what `ask` does, or None if it takes more than a query on a kept connection.
+
+        Raises
+        ------
+        TimedOut
+            The query took more than ``seconds``.
+        """
+        opened = self._query
+        if opened is None or not opened.has_idle:
+            return None
+        asked = time.monotonic()
+        try:
+            pin = opened.ask(seconds)
+        except Silent as exc:
+            raise TimedOut(
+                f"The ledger did not answer within {seconds:g} s.",
+                waited_for="The ledger",
+                seconds=seconds or 0.0,
+            ) from exc
+        except Exception as exc:
+            if not self._is_outage(exc):
+                raise
+            opened.close()  # the other connections that are kept died with this one
+            return None
+        if pin is not None:
+            self._learned(pin, asked)
         return pin
 
     def close(self) -> None:
@@ -115,24 +143,48 @@ class PinReader:
         with self._lock:
             if self._ledger is not None:
                 self._ledger.close()
+            if self._query is not None:
+                self._query.close()
 
     def embedding_dim(self, pin: Pin) -> int | None:
         """Return the width of a pin's vectors; None: the ledger does not know it, or is away."""
         if time.monotonic() - self._failed < _RETRY_SECONDS:
             return None
         try:
-            facts = self._opened().space(pin.space).facts
-        except (DBAPIError, PoolTimeout) as exc:
-            if not _is_outage(exc):
+            facts = self._opened()[0].space(pin.space).facts
+        except Exception as exc:
+            if not self._is_outage(exc):
                 raise
             return None
         return facts.get("embedding_dim")
 
-    def _opened(self) -> Ledger:
+    def _asked_twice(self, query: PinQuery) -> Pin | None:
+        try:
+            return query.ask()
+        except Exception as exc:
+            # A kept connection may have died with its server, and then the others did, too.
+            if not query.is_outage(exc):
+                raise
+            query.close()
+            return query.ask()
+
+    def _is_outage(self, exc: Exception) -> bool:
+        return is_outage(exc) if self._query is None else self._query.is_outage(exc)
+
+    def _learned(self, pin: Pin, asked: float) -> None:
+        self._failed = float("-inf")
+        with self._lock:
+            # An answer that was asked for earlier may come later, from another thread.
+            if self._known is None or self._known.asked <= asked:
+                self._known = _Known(pin, asked)
+
+    def _opened(self) -> tuple[Ledger, PinQuery]:
         with self._lock:
             if self._ledger is None:
-                self._ledger = Ledger(self._url, pooled=True)
-            return self._ledger
+                self._ledger = Ledger(self._url)  # looks at the database's revision
+            if self._query is None:
+                self._query = PinQuery(self._url, self._consumer)
+            return self._ledger, self._query
 
     def _last_known(self, cause: Exception | None) -> Pin:
         known = self._known
@@ -155,16 +207,6 @@ class PinReader:
                 *(where, type(cause).__name__, self._consumer, known.pin.space, age),
             )
         return known.pin
-
-
-def _is_outage(exc: Exception) -> bool:
-    """Return whether an error says that the database does not answer.
-
-    Anything else that a driver says (a wrong query, a table that is not there) is a fault.
-    """
-    if isinstance(exc, PoolTimeout | InterfaceError | OperationalError):
-        return True
-    return isinstance(exc, DBAPIError) and exc.connection_invalidated
 
 
 def _with_timeout(ledger_url: str) -> str:

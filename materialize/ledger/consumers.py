@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from sqlalchemy import bindparam, func, select
+from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -14,7 +18,7 @@ from materialize.ledger.states import GONE, READY, SERVING, last_change, record
 from materialize.ledger.tables import BridgeRow, ConsumerMoveRow, ConsumerRow, SpaceRow
 from transforms.names import bridged_view, stored_view
 
-__all__ = ["ConsumersPart"]
+__all__ = ["ConsumersPart", "pin_of", "pin_query"]
 
 _PIN = (
     select(
@@ -212,14 +216,29 @@ class ConsumersPart(Connected):
         if found is None:
             with self._read() as session:
                 raise unknown_consumer(session, name)
-        bridged = found.bridge is not None
-        return Pin(
-            consumer=name,
-            space=found.space,
-            encoder_version=found.bridge if bridged else found.encoder_version,
-            view=bridged_view(found.space, found.source) if bridged else stored_view(found.space),
-            revision=found.revision,
-        )
+        return pin_of(name, found)
+
+
+def pin_query(dialect: Dialect, name: str) -> tuple[str, Any]:
+    """Return the query for a consumer's pin as a driver takes it, with its parameters."""
+    compiled = _PIN.compile(dialect=dialect)
+    parameters = compiled.construct_params({"name": name})
+    if compiled.positional:
+        return str(compiled), tuple(parameters[key] for key in compiled.positiontup or ())
+    return str(compiled), parameters
+
+
+def pin_of(name: str, row: Sequence[Any]) -> Pin:
+    """Return the pin that a row of `pin_query` says."""
+    space, bridge, revision, encoder_version, source = row
+    bridged = bridge is not None
+    return Pin(
+        consumer=name,
+        space=space,
+        encoder_version=bridge if bridged else encoder_version,
+        view=bridged_view(space, source) if bridged else stored_view(space),
+        revision=revision,
+    )
 
 
 def _as_expected(session: Session, name: str, revision: int) -> ConsumerRow:

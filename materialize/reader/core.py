@@ -90,7 +90,9 @@ class Core:
         if held is not None:
             return held
         try:
-            pin: Pin = yield Wait(self._pins.ask, _LEDGER, _LEDGER_SHARE)
+            pin: Pin = yield Wait(
+                self._pins.ask, _LEDGER, _LEDGER_SHARE, at_once=self._pins.ask_at_once
+            )
         except TimedOut as exc:
             return self._pins.silent(exc)
         return pin
