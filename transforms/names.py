@@ -21,6 +21,7 @@ __all__ = [
     "VECTOR_FORMS",
     "bridged_view",
     "is_bridged_view",
+    "is_on_demand_view",
     "on_demand_view",
     "request_context",
     "space_of_view",
@@ -58,6 +59,7 @@ VECTOR_FORMS = (FLOAT32, "float16", "int8")
 """Forms in which an online store keeps vectors; readers see float32 whatever the form."""
 
 _STORED = re.compile(r"^user_embedding_s(\d+)$")
+_ON_DEMAND = re.compile(r"^user_embedding_on_demand_s\d+$")
 _BRIDGED = re.compile(r"^user_embedding_s\d+_from_s\d+$")
 
 
@@ -93,6 +95,17 @@ def is_bridged_view(name: str) -> bool:
 def on_demand_view(space: int) -> str:
     """Return the name of a space's on-demand feature view."""
     return f"user_embedding_on_demand_s{space}"
+
+
+def is_on_demand_view(name: str) -> bool:
+    """Return whether a name is that of a space's on-demand view.
+
+    Examples
+    --------
+    >>> is_on_demand_view("user_embedding_on_demand_s3"), is_on_demand_view("user_embedding_s3")
+    (True, False)
+    """
+    return _ON_DEMAND.match(name) is not None
 
 
 def space_of_view(view: str) -> int | None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha1
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from feast import FeatureView, RepoConfig
 from feast.infra.online_stores.helpers import _mmh3, compute_versioned_name
@@ -15,6 +15,7 @@ from redis.cluster import RedisCluster
 from redis.exceptions import NoScriptError
 
 from materialize.stores.base import AtomicOnlineStore
+from materialize.stores.on_demand_reads import OnDemandReads, Replies
 from materialize.stores.removal import remove_online
 from materialize.stores.rows import EncodedRows
 from materialize.stores.values import timestamps
@@ -102,8 +103,11 @@ class PalateRedisOnlineStoreConfig(RedisOnlineStoreConfig):
     """Every write compares event times."""
 
 
-class PalateRedisOnlineStore(AtomicOnlineStore, RedisOnlineStore):
-    """Feast's Redis layout, written by batched Lua; a user that was never written is NOT_FOUND."""
+class PalateRedisOnlineStore(OnDemandReads, AtomicOnlineStore, RedisOnlineStore):
+    """Feast's Redis layout, written by batched Lua; a user that was never written is NOT_FOUND.
+
+    On-demand embeddings are made from the stored bytes (`materialize.stores.on_demand`).
+    """
 
     _keeps_text = False
 
@@ -113,7 +117,7 @@ class PalateRedisOnlineStore(AtomicOnlineStore, RedisOnlineStore):
     def _write_encoded(self, config: RepoConfig, view: FeatureView, rows: EncodedRows) -> int:
         client = self._get_client(config.online_store)
         name = compute_versioned_name(view, config.registry.enable_online_feature_view_versioning)
-        fields = [*(_mmh3(f"{name}:{feature}") for feature in rows.names), f"_ts:{name}".encode()]
+        fields = _hash_fields({name: rows.names})
         columns = [*rows.values, timestamps(rows.event_us, rows.created_us, rows.has_created)]
         head = [len(fields), config.online_store.key_ttl_seconds or 0, *fields]
         if isinstance(client, RedisCluster):
@@ -138,6 +142,24 @@ class PalateRedisOnlineStore(AtomicOnlineStore, RedisOnlineStore):
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
             return sum(pool.map(lambda part: _pipelined(client, part), pipelines))
 
+    def _read_stored(
+        self, config: RepoConfig, keys: Sequence[bytes], fields: Mapping[str, Sequence[str]]
+    ) -> Replies:
+        names: list[str | bytes] = [*_hash_fields(fields)]
+        found = self._read_hash_fields(config, [(key, names) for key in keys])
+        return cast(Replies, found)
+
+    async def _read_stored_async(
+        self, config: RepoConfig, keys: Sequence[bytes], fields: Mapping[str, Sequence[str]]
+    ) -> Replies:
+        names = _hash_fields(fields)
+        client = await self._get_client_async(config.online_store)
+        async with client.pipeline(transaction=False) as pipe:
+            for key in keys:
+                pipe.hmget(key, names)
+            found: Replies = await pipe.execute()
+        return found
+
     def delete_table(self, config: RepoConfig, table: FeatureView) -> None:
         """Delete a view's fields in batches, where Feast holds all keys of the server in memory.
 
@@ -155,6 +177,15 @@ class PalateRedisOnlineStore(AtomicOnlineStore, RedisOnlineStore):
             values, feature_view, requested_features
         )
         return answer
+
+
+def _hash_fields(fields: Mapping[str, Sequence[str]]) -> list[bytes]:
+    """Return the names in a user's hash of each view's fields and, behind them, its event time."""
+    return [
+        name
+        for view, features in fields.items()
+        for name in (*(_mmh3(f"{view}:{f}") for f in features), f"_ts:{view}".encode())
+    ]
 
 
 def _by_slot(client: RedisCluster, keys: Sequence[bytes]) -> list[Sequence[int]]:

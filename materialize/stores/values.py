@@ -21,6 +21,7 @@ __all__ = [
     "blob_values",
     "entity_keys",
     "float_values",
+    "message_field",
     "microseconds",
     "packed_header",
     "spread",
@@ -184,6 +185,11 @@ def _packed(column: pa.Array, tag: bytes, dtype: str, kind: pa.DataType) -> list
 def blob_header(size: int) -> bytes:
     """Return what stands before ``size`` bytes in a ``Value`` of bytes."""
     return _BYTES_VAL + _varint(size)
+
+
+def message_field(number: int, content: bytes) -> bytes:
+    """Return a field of a message that holds a message, packed numbers or text."""
+    return bytes((number << 3 | 2,)) + _varint(len(content)) + content
 
 
 def packed_header(tag: bytes, size: int) -> bytes:

@@ -65,6 +65,8 @@ FEAST_ON_LOAD = {
     # Feast loads these by class path; they subclass its classes.
     "materialize/engine.py",
     "materialize/stores/base.py",
+    "materialize/stores/on_demand.py",
+    "materialize/stores/on_demand_reads.py",
     "materialize/stores/parquet.py",
     "materialize/stores/parquet_files.py",
     "materialize/stores/parquet_job.py",
