@@ -148,3 +148,28 @@ def test_a_diff_is_json(settings: RepoSettings) -> None:
     told = json.loads(json.dumps(found.to_dict()))
     assert told["anew"] == ["autoencoder"]
     assert told["changes"][0]["settings"] == {}
+
+
+def test_an_int8_space_differs_from_its_float32_one_in_the_quantisation_alone(
+    settings: RepoSettings,
+) -> None:
+    encoders = fit_encoders()
+    exact = build_artifact(encoders, dataset=DATA)
+    int8 = build_artifact(
+        encoders,
+        dataset=DATA,
+        onnx=b"another graph",
+        model={**exact.manifest.model, "precision": "int8"},
+        training={**exact.manifest.training, "quantisation": {"calibration_rows": 9}},
+    )
+    found = diff(settings, exact, int8)
+    (change,) = found.changes
+    assert (change.part, change.before, change.follows) == ("quantisation", None, ())
+    assert change.settings == {"precision": (None, "int8"), "calibration_rows": (None, 9)}
+    assert found.anew == ("quantisation",)
+    assert len(found.same) == 6
+    trained = build_artifact(fit_encoders(), weight=2.0, dataset=DATA)
+    back = diff(settings, int8, trained)
+    assert [(c.part, c.follows) for c in back.changes] == [
+        ("autoencoder", ()), ("quantisation", ("autoencoder",)),
+    ]  # fmt: skip
