@@ -6,7 +6,6 @@ import json
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import pytest
 from click.testing import CliRunner
 
 from encoder.errors import DataFault, LedgerConflict
-from materialize.batch import materialize_space
 from materialize.cli import main
 from materialize.drift import DriftReport, after_run, measure_drift
 from materialize.embedding_rows import embedding_schema
@@ -268,49 +266,42 @@ def _real_space(spaces: Spaces) -> Space:
     return space
 
 
-def test_two_real_runs_are_compared_file_by_file(spaces: Spaces) -> None:
+def test_the_command_compares_two_real_runs(spaces: Spaces) -> None:
     space = _real_space(spaces)
-    where = (spaces.context.store, spaces.settings, spaces.ledger, space)
-    end = datetime(2036, 1, 1, tzinfo=timezone.utc)
-    users = list(range(40))
-    found = []
-    for seed in (1, 2):
-        rows = raw_rows(users, seed=seed)
-        spaces.tiny.write_raw(rows, offline=True)
-        moment = end + timedelta(days=seed)
-        assert materialize_space(*where, end=moment, progress=False).outcome == "committed"
-        found.append(after_run(spaces.settings, spaces.ledger, space))
-    first, second = found
-    assert first is None
-    assert second is not None
-    assert second.figures["users"] == len(users)
-    assert second.figures["cosine"]["mean"]["value"] < 0.9, "other raw rows, other vectors"
-    runs = [run for run in spaces.ledger.runs(space.number) if run.view == stored_view(2)]
-    assert [set(run.counts) for run in runs] == [
-        {"rows", "online_rows", "stale_rows"},
-        {"rows", "online_rows", "stale_rows", "drift"},
-    ]
-    report = materialize_space(*where, end=end + timedelta(days=2), progress=False)
-    assert (report.outcome, report.rows) == ("unchanged", len(users))
+    view = stored_view(space.number)
+    for day in (1, 2):
+        spaces.tiny.write_raw(raw_rows(range(40 + day), seed=day), offline=True)
+        options = ("--space", space.number, "--no-raw", "--quiet", "--end", f"2036-01-0{day}")
+        for outcome in ("committed", "unchanged"):
+            (report,) = json.loads(_palate(spaces, "materialize", *options))["spaces"]
+            assert (report["outcome"], report["rows"]) == (outcome, 40 + day)
+    first, second = [run for run in spaces.ledger.runs(space.number) if run.view == view]
+    assert "drift" not in first.counts
+    assert second.counts["drift"]["against"] == first.run_id
+    assert second.counts["drift"]["users"] == 41, "who is in both"
+    assert second.counts["drift"]["cosine"]["mean"]["value"] < 0.9, "other raw rows, other vectors"
+    spaces.tiny.write_raw(raw_rows(range(43), seed=3), offline=True)
+    _palate(spaces, "materialize", *options, "--no-drift")
+    assert "drift" not in spaces.ledger.runs(space.number)[-1].counts
 
 
 def _palate(spaces: Spaces, *arguments: object) -> str:
     repo = str(spaces.settings.repo)
-    result = CliRunner().invoke(main, ["spaces", *map(str, arguments), "--repo", repo])
+    result = CliRunner().invoke(main, [*map(str, arguments), "--repo", repo])
     assert result.exit_code == 0, result.output
     return result.stdout
 
 
 def test_show_prints_each_runs_drift(spaces: Spaces) -> None:
-    assert "drift: none" in _palate(spaces, "show", 1)
+    assert "drift: none" in _palate(spaces, "spaces", "show", 1)
     earlier, later = _run(spaces, _vectors()), _run(spaces, _vectors() + 1.0, day=1)
-    printed = json.loads(_palate(spaces, "drift", 1, "--users", 100))
+    printed = json.loads(_palate(spaces, "spaces", "drift", 1, "--users", 100))
     assert (printed["space"], printed["run_id"], printed["users"]) == (1, later.run_id, 100)
-    record = json.loads(_palate(spaces, "show", 1, "--json"))
+    record = json.loads(_palate(spaces, "spaces", "show", 1, "--json"))
     (told,) = record["drift"]
     assert told == {name: value for name, value in printed.items() if name != "space"}
     assert all("drift" not in run["counts"] for run in record["runs"])
-    text = _palate(spaces, "show", 1)
+    text = _palate(spaces, "spaces", "show", 1)
     auc = told["two_sample_auc"]
     expected = (
         f"  {later.run_id} against {earlier.run_id}: cosine {told['cosine']['mean']['value']:.3f}"
