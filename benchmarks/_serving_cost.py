@@ -56,7 +56,7 @@ def cost_table(records: Sequence[Mapping[str, Any]]) -> str:
                     *([""] if within else []),
                     f"{cores:,.0f}",
                     f"{math.ceil(cores / _CORES):,}",
-                    f"{cores / 3_600 * _USD_PER_CORE_HOUR:.3f}",
+                    f"{cores / 3_600 * _USD_PER_CORE_HOUR:.4f}",
                 ]
                 lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -3,7 +3,8 @@
 `feast serve` with one and two workers over Redis answers a bounded closed loop of requests on the
 loopback interface: so many connections, each waiting for its answer before it asks again. Answers
 are compared with expected bytes, which were compared with Feast's own in process. In process, one
-thread asks Feast for the same features, and the client its consumer's embeddings.
+thread asks Feast for the same features, and the client its consumer's embeddings (and the ledger
+for the pin once a second).
 
 Client, server and Redis share the machine's cores, so requests/s is less than a server of its own
 would reach, and latencies of more connections than idle cores hold waiting. CPU seconds do not
@@ -141,7 +142,8 @@ def in_process(
     context = Context(Path(repository))
     store = context.store
     prewarm(store)
-    client = EmbeddingClient(store, context.settings.ledger_url, _CONSUMER)
+    # As Feast's registry: a move is seen after a second at most.
+    client = EmbeddingClient(store, context.settings.ledger_url, _CONSUMER, pin_seconds=1.0)
     ways: dict[str, Callable[[list[int]], npt.NDArray[np.float32]]] = {
         DEMAND: lambda asked: _in_feast(store, DEMAND, asked),
         STORED: lambda asked: _in_feast(store, STORED, asked),
@@ -348,7 +350,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--requests", type=int, default=5_000, help="at most, of one repeat")
-    parser.add_argument("--seconds", type=float, default=2.5, help="at most, of one repeat")
+    parser.add_argument("--seconds", type=float, default=2.0, help="at most, of one repeat")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--starts", type=int, default=2, help="of servers, for first answers")
     parser.add_argument("--table", action="store_true", help="print the guide's table and end")

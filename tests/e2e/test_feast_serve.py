@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
+import redis
 import requests
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 
@@ -23,7 +24,8 @@ from materialize.embedding_rows import ensure_readable
 from materialize.ledger import Space
 from materialize.template import template_folder
 from tests.repositories import VIEWS, raw_rows, write_online
-from tests.servers import FeastServer, feast_server
+from tests.servers import FeastServer, Server, feast_server
+from tests.servers import redis_server as own_redis
 from tests.sinks import close, marked
 from tests.spaces import Spaces
 from tests.stores import PROFILES
@@ -310,3 +312,34 @@ def test_faulty_rows_are_answered_one_by_one_when_the_environment_asks(
         alone = _columns(served.ask(features=features, entities=ONE))
     assert got["status"]["values"] == ["warm", "error"]
     assert got["embedding"]["values"] == [*alone["embedding"]["values"], None]
+
+
+@pytest.mark.server
+def test_a_redis_that_hangs_is_given_up_and_read_again_once_it_answers(
+    redis_server: Server, tmp_path: Path, torch_free: dict[str, str]
+) -> None:
+    del redis_server  # asks for the program; this test stops a server of its own
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    with own_redis(folder) as own:
+        online = PROFILES["palate-redis"].settings(own, str(tmp_path))
+        online["connection_string"] += ",socket_timeout=0.5,socket_connect_timeout=0.5"
+        with (
+            _repository(tmp_path / "repo", online) as spaces,
+            feast_server(spaces.tiny.path, tmp_path, environment=torch_free) as feast,
+            redis.Redis(own.host, own.port) as client,
+        ):
+            served = Served(spaces, feast)
+            asked = {"features": [f"{STORED}:embedding"], "entities": ONE}
+            before = served.ask(**asked)
+            assert before.status_code == 200
+            process = psutil.Process(client.info("server")["process_id"])
+            process.suspend()
+            try:
+                answer = served.ask(**asked)  # raises after 30 s
+                assert (answer.status_code, "Timeout" in answer.text) == (500, True), answer.text
+                health = requests.get(f"{feast.url}/health", timeout=10)
+                assert health.status_code == 200, "which asks the registry, not the store"
+            finally:
+                process.resume()
+            assert served.ask(**asked).json() == before.json()
