@@ -110,8 +110,8 @@ class Cells:
         k : int
             At most ``count``.
         probes : int
-            Cells to look into for ``k`` up to 50; more for a larger ``k``, and where cells hold fewer
-            vectors than that.
+            Cells to look into for ``k`` up to 50; more for a larger ``k``, and where cells hold
+            fewer vectors than that.
         """
         # Who is 500th nearest lies further out than who is 50th, and in more cells.
         wanted = min(self.lists, math.ceil(probes * math.sqrt(max(1.0, k / RECALL_AT))))
@@ -139,7 +139,12 @@ class Cells:
 def read_cells(path: Path) -> Cells:
     """Map an index's file: processes on one machine share its pages."""
     faiss = faiss_library()
-    return Cells(faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY))
+    index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+    if isinstance(index, faiss.IndexIVF):
+        # FAISS would start 32 threads with each search to read ahead, which doubles its time: the
+        # pages are in memory, because the file was just read whole (`Manifest.verify`).
+        faiss.downcast_InvertedLists(index.invlists).prefetch_nthread = 0
+    return Cells(index)
 
 
 def build_cells(

@@ -150,11 +150,11 @@ def unit_rows(users: pa.Array, vectors: Float32) -> Float32:
 # A row is told by its place, because pushes may repeat a user, moment and created time.
 _NEWEST = """
 CREATE TEMP TABLE newest AS
-SELECT at.file AS file, at.line AS line FROM (
+SELECT place.file AS file, place.line AS line FROM (
     SELECT max(struct_pack(
         moment := event_timestamp, created := created_timestamp,
         file := file_index, line := file_row_number
-    )) AS at
+    )) AS place
     FROM {rows} GROUP BY user_id
 )
 """
