@@ -9,10 +9,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 from encoder.errors import TerminalError, TimedOut, TransientError
 from materialize.one_space import require_one_space
 from materialize.pins import PinReader
-from materialize.reader.batch import CORRUPT, NOT_FOUND, EmbeddingBatch
+from materialize.reader.batch import CORRUPT, NOT_FOUND, EmbeddingBatch, FreshBatch
 from materialize.reader.budget import Budget
 from materialize.reader.cache import RowCache
 from materialize.reader.core import Core
@@ -25,6 +27,8 @@ from materialize.reader.waiting import Waiting
 if TYPE_CHECKING:
     from feast import FeatureStore
 
+    from materialize.reader.fresh import FreshReading
+
 __all__ = [
     "CORRUPT",
     "NOT_FOUND",
@@ -32,6 +36,7 @@ __all__ = [
     "TIMEOUT_SECONDS",
     "EmbeddingBatch",
     "EmbeddingClient",
+    "FreshBatch",
     "require_one_space",
 ]
 
@@ -117,7 +122,7 @@ class EmbeddingClient:
                 f"cache_seconds {cache_seconds!r} was given; 0 or more seconds are expected."
             )
         Budget(timeout_seconds)  # refuses what is no time
-        self._timeout, self._artifacts = timeout_seconds, artifacts_url
+        self._timeout = timeout_seconds
         self._pins = PinReader(
             ledger_url, consumer, pin_seconds=pin_seconds, outage_seconds=outage_seconds
         )
@@ -129,6 +134,12 @@ class EmbeddingClient:
             space=space,
             cache=RowCache(cache_users, cache_seconds) if cache_seconds else None,
         )
+        # Imported where it is needed: it loads the encoder's libraries.
+        self._reading: FreshReading | None = None
+        if artifacts_url is not None:
+            from materialize.reader.fresh import FreshReading
+
+            self._reading = FreshReading(self._core, artifacts_url)
         self._reader = choose_reader(store, connections) if reader is None else reader
         self._waiting = Waiting(_WAITING)
 
@@ -189,6 +200,64 @@ class EmbeddingClient:
         steps = self._core.read(_ids(user_ids), per_row_errors)
         return await self._run_async(steps, timeout_seconds)
 
+    def read_fresh(
+        self,
+        user_ids: Users,
+        *,
+        max_lag_seconds: float = 0.0,
+        timeout_seconds: float | None = _UNSET,
+        per_row_errors: bool = False,
+    ) -> FreshBatch:
+        """Return the stored embeddings, and encode those of users whose raw features are newer.
+
+        A user is encoded on demand when the newest event time of the raw features in the online
+        store is more than ``max_lag_seconds`` after the stored row's ``as_of``, or when there is no
+        stored row; a user who has neither gets the cold-start embedding. The same `encode` makes
+        stored rows, so that both ways agree on equal raw features.
+
+        Users whose raw features are of other modality encoders than the pinned space's keep their
+        stored row. Through a bridge nobody is encoded. Rows that were kept (``cache_seconds``) are
+        not used.
+
+        Parameters
+        ----------
+        user_ids : sequence or array
+            As in `read`. An empty one loads the encoder, so that no request has to wait for it.
+        max_lag_seconds : float
+            By how much a stored row may be older than the user's raw features.
+        timeout_seconds : float, optional
+            As in `read`.
+        per_row_errors : bool
+            As in `read`. A user whose raw features are damaged keeps the stored row, if any, and
+            has an error in ``faults``.
+
+        Raises
+        ------
+        MalformedInput
+            A user's raw features do not fit the encoder's schema; only without
+            ``per_row_errors``.
+        ArtifactError
+            The encoder is missing or damaged.
+        ValueError
+            The client was made without ``artifacts_url``, or ``max_lag_seconds`` is below 0.
+        EmbeddingError
+            As `read` raises them.
+        """
+        steps = self._fresh(_ids(user_ids), max_lag_seconds, per_row_errors)
+        return self._run(steps, timeout_seconds)
+
+    async def read_fresh_async(
+        self,
+        user_ids: Users,
+        *,
+        max_lag_seconds: float = 0.0,
+        timeout_seconds: float | None = _UNSET,
+        per_row_errors: bool = False,
+    ) -> FreshBatch:
+        """Return what `read_fresh` does, and raise what it does; a thread encodes."""
+        steps = self._fresh(_ids(user_ids), max_lag_seconds, per_row_errors)
+        return await self._run_async(steps, timeout_seconds)
+
     def close(self) -> None:
         """Close the connections to ledger and online store; a later read opens new ones."""
         self._pins.close()
@@ -199,6 +268,20 @@ class EmbeddingClient:
         """Close the running event loop's connections, too; a later read opens new ones."""
         await self._reader.close_async()
         self.close()
+
+    def _fresh(
+        self, users: Users, max_lag_seconds: float, per_row_errors: bool
+    ) -> Steps[FreshBatch]:
+        if self._reading is None:
+            raise ValueError(
+                "No artifacts_url was given; encoding needs the artifact store. Make the client "
+                "with `artifacts_url=settings.artifacts_url`."
+            )
+        if not max_lag_seconds >= 0:
+            raise ValueError(
+                f"max_lag_seconds {max_lag_seconds!r} was given; 0 or more seconds are expected."
+            )
+        return self._reading.read(users, max_lag_seconds, per_row_errors)
 
     def _run(self, steps: Steps[T], timeout_seconds: float | None) -> T:
         budget = self._budget(timeout_seconds)
@@ -241,6 +324,4 @@ def _outcome(kind: type[BaseException] | None) -> str:
 
 
 def _ids(users: Any) -> Users:
-    import numpy as np
-
     return users if isinstance(users, np.ndarray) else list(users)

@@ -87,8 +87,8 @@ def retry_options(budget: Budget, where: str, kinds: Sequence[type[Exception]]) 
     def give_up(state: tenacity.RetryCallState) -> Any:
         cause = state.outcome.exception() if state.outcome is not None else None
         raise TransientError(
-            f"{where} could not be read in {state.attempt_number} attempts: {cause}. Check its "
-            "server."
+            f"{where} could not be read in {state.attempt_number} attempts: "
+            f"{str(cause).rstrip('.')}. Check its server."
         ) from cause
 
     def told(state: tenacity.RetryCallState) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Core", "raise_first", "status_of"]
 
+T = TypeVar("T")
 _LEDGER = "The ledger"
 _LEDGER_SHARE = 0.5
 """Of the time that is left: a ledger that is silent leaves time to read by the last known pin."""
@@ -56,19 +58,41 @@ class Core:
         space: int | None = None,
         cache: RowCache | None = None,
     ) -> None:
-        self._pins, self._views, self._metrics = pins, views, metrics
+        self._pins, self._views, self.metrics = pins, views, metrics
         self._space, self._cache = space, cache
         self._widths: dict[str, int] = {}
 
     def read(self, users: Users, per_row_errors: bool) -> Steps[EmbeddingBatch]:
         """Read stored rows; see `EmbeddingClient.read`."""
+
+        def attempt(pin: Pin) -> Steps[tuple[Rows, int]]:
+            rows, cached = yield from self._rows(pin, users)
+            if not per_row_errors:
+                raise_first(rows)
+            return rows, cached
+
+        pin, (rows, cached) = yield from self.under_pin(
+            attempt, lambda answer: bool(answer[0].found.all())
+        )
+        return self._answer(pin, rows, cached)
+
+    def under_pin(
+        self, attempt: Callable[[Pin], Steps[T]], whole: Callable[[T], bool]
+    ) -> Steps[tuple[Pin, T]]:
+        """Read by the present pin, and once more when the pin moved meanwhile.
+
+        Parameters
+        ----------
+        attempt : callable
+            Reads by one pin.
+        whole : callable
+            Whether an answer lacks nobody. Else, and after an error, the ledger is asked again.
+        """
         pin = yield from self.pin()
         while True:
             self.require_own_space(pin)
             try:
-                rows, cached = yield from self._rows(pin, users)
-                if not per_row_errors:
-                    raise_first(rows)
+                answer = yield from attempt(pin)
             except TransientError:
                 raise
             except Exception:
@@ -77,11 +101,11 @@ class Core:
                 if again == pin:
                     raise
             else:
-                if rows.found.all():
-                    return self._answer(pin, rows, cached)
+                if whole(answer):
+                    return pin, answer
                 again = yield from self.pin(ask=True)
                 if again == pin:
-                    return self._answer(pin, rows, cached)
+                    return pin, answer
             pin = again
 
     def pin(self, *, ask: bool = False) -> Steps[Pin]:
@@ -156,7 +180,7 @@ class Core:
 
     def _answer(self, pin: Pin, rows: Rows, cached: int) -> EmbeddingBatch:
         found = int(rows.found.sum())
-        self._metrics.answered(
+        self.metrics.answered(
             stored=found - cached,
             cached=cached,
             corrupt=len(rows.faults),
@@ -186,5 +210,6 @@ def status_of(rows: Rows) -> npt.NDArray[np.str_]:
     if not rows.found.all():
         status = status.copy()
         status[~rows.found] = NOT_FOUND
-        status[list(rows.faults)] = CORRUPT
+        # A user whose raw features are damaged may well have a stored row.
+        status[[row for row in rows.faults if not rows.found[row]]] = CORRUPT
     return status.astype(np.str_)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from encoder.errors import CorruptValue, SpaceMismatch
+from encoder.errors import EmbeddingError, SpaceMismatch
 from materialize.ledger import Pin
 from materialize.reader.fields import Found, Users
 from materialize.stores.wire import Faults, Place, Stored, float_lists, integers, texts
@@ -35,7 +35,7 @@ class Rows:
         As the rows say, also those with a fault; -1: they do not, or there is none.
     encoder_version : object (n,) of str
         Likewise; ``""``.
-    faults : mapping of int to CorruptValue
+    faults : mapping of int to EmbeddingError
         By row.
     """
 
@@ -46,7 +46,7 @@ class Rows:
     status: npt.NDArray[np.object_]
     space: npt.NDArray[np.int64]
     encoder_version: npt.NDArray[np.object_]
-    faults: Mapping[int, CorruptValue]
+    faults: Mapping[int, EmbeddingError]
 
 
 def parse_rows(found: Found, view: str, users: Users, *, form: str, width: int | None) -> Rows:
