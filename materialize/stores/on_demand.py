@@ -22,8 +22,9 @@ from feast.online_response import OnlineResponse
 from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesResponse
 
 from encoder.columns import ArrayColumn, Column, RawBatch, ScalarColumn, TextColumn
+from materialize.stores import messages
 from materialize.stores.values import entity_keys, float_values, message_field, value_bytes
-from materialize.stores.wire import Faults, Place, Stored, float_lists, integers, text_lists, texts
+from materialize.stores.wire import Faults, Place, Stored, float_lists, integers, texts
 from transforms.columns import with_request_context
 from transforms.names import EMBEDDING_FEATURES, USER_KEY, is_on_demand_view
 from transforms.on_demand import OnDemandSpec, spec_of
@@ -286,7 +287,9 @@ def _is_plain(view: FeatureView) -> bool:
     """Return whether a raw view is read under its own name, by the user alone."""
     projection = view.projection
     renamed = projection.name_alias or projection.join_key_map
-    return not renamed and projection.version_tag is None and view.join_keys == [USER_KEY]
+    # Not `view.join_keys`: Feast checks its type at run time, element by element.
+    keys = [column.name for column in view.entity_columns]
+    return not renamed and projection.version_tag is None and keys == [USER_KEY]
 
 
 def _users(join_key_values: Any, config: RepoConfig, suffix: bytes) -> _Users | None:
@@ -332,9 +335,22 @@ def _floats(stored: Stored, place: Place, width: int) -> Column | None:
 
 
 def _strings(stored: Stored, place: Place, width: int) -> Column | None:
-    faults: Faults = {}
-    column = TextColumn(*text_lists(stored, place, width=width, faults=faults))
-    return None if faults else column
+    try:
+        rows = [_texts(value, width) if value else None for value in stored]
+    except messages.NoValue:
+        return None
+    valid = np.array([row is not None for row in rows])
+    text = np.full((len(rows), width), "", object)
+    if valid.any():
+        text[valid] = [row for row in rows if row is not None]
+    return TextColumn(text, valid)
+
+
+@lru_cache(maxsize=16_384)
+def _texts(value: bytes, width: int) -> tuple[str, ...] | None:
+    """Return a list of strings; users share theirs, such as a country and a kind of device."""
+    found = messages.read_texts(value, width)
+    return None if found is None else tuple(found)
 
 
 def _whole(stored: Stored, place: Place, width: int) -> Column | None:
