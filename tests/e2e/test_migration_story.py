@@ -4,7 +4,8 @@ Everything that happens on the way is killed at each of its steps: the pass that
 spaces, the moves, the roll back, the promotion, the retirement. The reader judges each vector by
 what the ledger said at that moment, and by every vector that was ever made of the user.
 
-The encoders are tiny and have initial weights; stores, ledgers, encoding and jobs are real.
+The encoders are tiny, and trained on simulated listeners as `palate train` does it, the second one
+while the reader reads; stores, ledgers, encoding and jobs are real.
 """
 
 from __future__ import annotations
@@ -29,14 +30,13 @@ import pytest
 from encoder.errors import LedgerConflict
 from materialize.client import EmbeddingClient
 from materialize.consumers import add_consumer
-from materialize.embedding_rows import ensure_readable
 from materialize.ledger import Space
 from materialize.services import services_behind
 from tests.e2e.killable import FORKS
+from tests.e2e.listeners import Draws, Listeners, train
 from tests.e2e.steps import Step, do, kill_at
 from tests.e2e.watcher import Known, Watcher, watch
-from tests.encoders import MODEL
-from tests.repositories import INSTANT, VIEWS, as_batch, raw_rows, write_online
+from tests.repositories import INSTANT, VIEWS, write_online
 from tests.servers import Server
 from tests.spaces import Spaces, close_registry
 from tests.stores import PROFILES
@@ -89,6 +89,7 @@ class World:
     """A repository on real stores, and every vector that its spaces have made."""
 
     spaces: Spaces
+    draws: Draws
     known: Known
     reader: Path
     turns: int = 0
@@ -97,7 +98,7 @@ class World:
     def raw(self, users: npt.NDArray[np.int64]) -> None:
         """Give users newer rows in every raw view, after noting what each space makes of them."""
         self.turns += 1
-        rows = raw_rows(users.tolist(), seed=self.turns)
+        rows = self.draws.draw(users, seed=self.turns)
         as_of = int((START + timedelta(hours=self.turns)).timestamp()) * 1_000_000 + users
         for view in VIEWS:
             name = f"{view}__{raw_field(view, 'as_of')}"
@@ -118,21 +119,10 @@ class World:
 
     def _note(self, space: Space, rows: pa.Table, users: npt.NDArray[np.int64]) -> None:
         url = self.spaces.settings.artifacts_url
-        made = encode(as_batch(rows), space.encoder_version, url).embedding
+        made = encode(self.draws.batch(rows), space.encoder_version, url).embedding
         whole = np.full((USERS, made.shape[1]), np.nan, np.float32)
         whole[users] = made
         self.known.add(space.encoder_version, self.turns, whole)
-
-    def train(self, seed: int) -> Space:
-        """Register another encoder, and apply its views."""
-        settings, tiny = self.spaces.settings, self.spaces.tiny
-        version = tiny.save_encoder(seed)
-        url = f"{settings.artifacts_url}/{version}"
-        facts = {"raw_views": list(VIEWS), "embedding_dim": MODEL.embedding_dim}
-        space = self.spaces.ledger.register(version, url, facts)
-        ensure_readable(settings.offline_dir / stored_view(space.number), pa.int64())
-        self.spaces.apply(space)
-        return space
 
     def do(self, operation: str, **arguments: Any) -> Any:
         return do(self.spaces.context, operation, JOB, **arguments)
@@ -181,8 +171,15 @@ def _reading(world: World) -> Iterator[None]:
     assert code == 0, "the reader failed"
 
 
+@pytest.fixture(scope="module")
+def listeners(tmp_path_factory: pytest.TempPathFactory) -> Listeners:
+    return Listeners.build(tmp_path_factory.mktemp("listeners"), USERS)
+
+
 @pytest.fixture
-def make(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[[str, str], World]]:
+def make(
+    tmp_path: Path, request: pytest.FixtureRequest, listeners: Listeners
+) -> Iterator[Callable[[str, str], World]]:
     """Return a function: an online store's profile and where the ledger is -> space 1, served."""
     made: list[World] = []
 
@@ -196,10 +193,11 @@ def make(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[[s
             url = _database(request.getfixturevalue("postgres_server"))
             registry = url.replace("postgresql:", "postgresql+psycopg:")
             options = {"ledger": url, "registry": {"registry_type": "sql", "path": registry}}
-        spaces = Spaces.make(path, online=online, **options)
-        one = World(spaces, Known(tmp_path / "known"), tmp_path / "reader")
+        spaces = listeners.move_into(Spaces.make(path, online=online, **options))
+        folders = Known(tmp_path / "known"), tmp_path / "reader"
+        one = World(spaces, Draws.of(spaces), *folders)
         made.append(one)
-        space = one.train(seed=0)
+        space = train(spaces, seed=0)
         one.raw(np.arange(USERS))
         one.do("materialise", spaces=[space.number], end=END)
         one.do("promote", number=1)
@@ -254,7 +252,7 @@ def _story(world: World) -> None:
     rng = np.random.default_rng(0)
 
     # Space 2 is trained, and one pass keeps both fresh; it dies at each of its steps.
-    two = world.train(seed=1)
+    two = train(world.spaces, seed=1)
     world.raw(np.arange(USERS))
     for step in MATERIALISE.values():
         world.killed("materialise", step, spaces=[1, 2], end=END)
@@ -309,9 +307,9 @@ def _story(world: World) -> None:
 def _planted(world: World, *, space: Space, rows_of: Space) -> None:
     """Put newer rows into the view of space 1, marked as of one space, made by another's."""
     users = np.arange(USERS)
-    rows = raw_rows(users.tolist(), seed=1)
+    rows = world.draws.draw(users, seed=1)
     url = world.spaces.settings.artifacts_url
-    made = encode(as_batch(rows), rows_of.encoder_version, url).embedding
+    made = encode(world.draws.batch(rows), rows_of.encoder_version, url).embedding
     table = world.spaces.rows(space, users.tolist(), turn=10**15)
     column = table.column_names.index("embedding")
     table = table.set_column(column, "embedding", pa.array(list(made), pa.list_(pa.float32())))
@@ -322,7 +320,7 @@ def _planted(world: World, *, space: Space, rows_of: Space) -> None:
 @pytest.mark.server
 def test_the_watcher_counts_what_is_wrong(make: Callable[[str, str], World]) -> None:
     world = make("palate-redis", "files")
-    one, two = world.spaces.ledger.space(1), world.train(seed=1)
+    one, two = world.spaces.ledger.space(1), train(world.spaces, seed=1)
     world.raw(np.arange(USERS))
     world.do("materialise", spaces=[1, 2], end=END)
     watcher = Watcher(world.spaces.context, ("home",), USERS, world.known)
