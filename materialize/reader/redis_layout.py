@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from feast.infra.online_stores.helpers import _mmh3, compute_versioned_name
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
@@ -55,7 +58,7 @@ class RedisLayout:
     def __init__(self, config: RepoConfig) -> None:
         self._config = config
         self._suffix = config.project.encode("utf-8")
-        self._asked: dict[tuple[Wanted, ...], tuple[bytes, bytes]] = {}
+        self._asked: dict[tuple[tuple[str, tuple[str, ...]], ...], _Question] = {}
 
     def keys(self, wanted: Sequence[Wanted], users: Users) -> list[bytes]:
         """Return one key a user.
@@ -65,39 +68,57 @@ class RedisLayout:
         TypeError
             An id is not of the user entity's type.
         """
-        (entity,) = wanted[0].view.entity_columns
-        kind = entity.dtype.to_value_type().name
-        ids: pa.Array = user_column(users, text=kind == "STRING")
+        question = self._question(wanted)
+        ids: pa.Array = user_column(users, text=question.kind == "STRING")
         version = self._config.entity_key_serialization_version
-        return entity_keys([(entity.name, kind, ids)], version, self._suffix)
+        return entity_keys([(question.entity, question.kind, ids)], version, self._suffix)
 
-    def hash_fields(self, wanted: Sequence[Wanted]) -> list[bytes]:
+    def hash_fields(self, wanted: Sequence[Wanted]) -> tuple[bytes, ...]:
         """Return the hash field of each wanted feature."""
-        from feast.infra.online_stores.helpers import _mmh3, compute_versioned_name
-
-        versioned = self._config.registry.enable_online_feature_view_versioning
-        return [
-            _mmh3(f"{compute_versioned_name(one.view, versioned)}:{name}")
-            for one in wanted
-            for name in one.fields
-        ]
+        return self._question(wanted).fields
 
     def commands(self, wanted: Sequence[Wanted], keys: Sequence[bytes]) -> bytes:
         """Return one HMGET a key, as Redis reads them from the wire."""
-        head, tail = self._ends(wanted)
+        question = self._question(wanted)
+        head, tail = question.head, question.tail
         if len({len(key) for key in keys}) == 1:
             before = head + b"%d\r\n" % len(keys[0])
             return before + (tail + before).join(keys) + tail
         return b"".join([head + b"%d\r\n" % len(key) + key + tail for key in keys])
 
-    def _ends(self, wanted: Sequence[Wanted]) -> tuple[bytes, bytes]:
-        asked = tuple(wanted)
-        if asked not in self._asked:
-            names = self.hash_fields(wanted)
-            head = b"*%d\r\n$5\r\nHMGET\r\n$" % (2 + len(names))
-            tail = b"\r\n" + b"".join([b"$%d\r\n%b\r\n" % (len(name), name) for name in names])
-            self._asked[asked] = (head, tail)
-        return self._asked[asked]
+    def _question(self, wanted: Sequence[Wanted]) -> _Question:
+        versioned = self._config.registry.enable_online_feature_view_versioning
+        # By name: to compare Feast's views takes longer than to read them.
+        names = tuple([(compute_versioned_name(one.view, versioned), one.fields) for one in wanted])
+        question = self._asked.get(names)
+        if question is None:
+            (entity,) = wanted[0].view.entity_columns
+            fields = tuple(
+                _mmh3(f"{view}:{field}") for view, features in names for field in features
+            )
+            question = _Question(entity.name, entity.dtype.to_value_type().name, fields)
+            self._asked[names] = question
+        return question
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What the commands of a question have in common."""
+
+    entity: str
+    kind: str
+    """Name of the entity's ``ValueType``."""
+    fields: tuple[bytes, ...]
+
+    @cached_property
+    def head(self) -> bytes:
+        """What stands before the length of a key."""
+        return b"*%d\r\n$5\r\nHMGET\r\n$" % (2 + len(self.fields))
+
+    @cached_property
+    def tail(self) -> bytes:
+        """What stands behind a key."""
+        return b"\r\n" + b"".join([b"$%d\r\n%b\r\n" % (len(f), f) for f in self.fields])
 
 
 def require_answers(answers: Sequence[Any], where: str) -> Sequence[Any]:

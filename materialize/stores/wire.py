@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -287,6 +288,7 @@ def _float_rows(
     return groups
 
 
+@lru_cache(maxsize=64)
 def _heads(size: int, form: str) -> list[tuple[bytes, str]]:
     """Return the headers that a value of ``size`` bytes can have, with the form that follows."""
     heads = []
