@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,6 +25,7 @@ import yaml
 from feast import Entity, FeatureStore, FeatureView, ValueType
 
 from benchmarks import _online
+from benchmarks._demo import run_demo
 from benchmarks.harness import Record, compare, repeat, run_isolated, write_results
 from materialize.embedding_rows import embedding_schema, ensure_readable
 from materialize.stores.compact import list_column, round_trip
@@ -229,17 +228,9 @@ def probe(repository: str, raw: str) -> dict[str, Any]:
 
 
 def _quality(folder: Path) -> list[Record]:
-    given = os.environ.get("PALATE_DATA", "")
-    name = "ml1m" if given and (Path(given) / "ml1m").is_dir() else "simulated"
-    output = folder / "demo"
-    program = Path(sys.executable).parent / "palate"
-    subprocess.run(
-        [program, "demo", "--output", output, "--dataset", name],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    raw = str(Path(given).resolve()) if name == "ml1m" else str(output / "raw")
-    answer = run_isolated("benchmarks.compact_vectors:probe", str(output / "repo"), raw).result
+    demo = run_demo(folder / "demo")
+    where = str(demo.repository), str(demo.raw)
+    answer = run_isolated("benchmarks.compact_vectors:probe", *where).result
     records = []
     for form in COMPACT:
         one = answer[form]
