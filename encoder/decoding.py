@@ -1,4 +1,4 @@
-"""What an embedding says of its user's history: the decoder of an artifact, in numpy only."""
+"""What an embedding says of its user's taste: the decoder of an artifact, in numpy only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy.typing as npt
 from encoder.artifact import EncoderArtifact
 from encoder.errors import ArtifactError
 
-__all__ = ["decode_pooled"]
+__all__ = ["decode_taste"]
 
 Float32 = npt.NDArray[np.float32]
 
@@ -16,8 +16,12 @@ Float32 = npt.NDArray[np.float32]
 _SCALE, _ALPHA = 1.0507009873554805, 1.6732632423543772
 
 
-def decode_pooled(artifact: EncoderArtifact, embedding: Float32, block: str) -> Float32:
-    """Return the pooled item vector that the decoder rebuilds for a block.
+def decode_taste(artifact: EncoderArtifact, embedding: Float32, block: str) -> Float32:
+    """Return how the pooled item vector that the decoder rebuilds departs from the average one.
+
+    A block's values are pooled vectors at length 1, less their mean over the training rows, by one
+    scale for the whole block. What the decoder gives therefore points, in the space of the block's
+    item vectors, to what a user consumes more than others do.
 
     Parameters
     ----------
@@ -31,15 +35,14 @@ def decode_pooled(artifact: EncoderArtifact, embedding: Float32, block: str) -> 
     Returns
     -------
     float32 (n, width)
-        In the space of the block's item vectors; of its direction alone does the encoder know, so
-        the length means nothing. The preprocessing of the block (one scale, a mean) is undone.
+        In the space of the block's item vectors.
 
     Raises
     ------
     ValueError
         No such block, one of another kind, or embeddings of another width.
     ArtifactError
-        The artifact has no decoder.
+        The artifact has no decoder, or one that has learned nothing of the block.
     """
     layout = {b.name: b for b in artifact.preprocessor.input_slices if b.kind == "pooled"}
     if block not in layout:
@@ -49,11 +52,27 @@ def decode_pooled(artifact: EncoderArtifact, embedding: Float32, block: str) -> 
     dim = artifact.manifest.embedding_dim
     if embedding.ndim != 2 or embedding.shape[1] != dim:
         raise ValueError(f"Embeddings of shape {embedding.shape} given, (n, {dim}) expected.")
-    where = slice(layout[block].start, layout[block].stop)
+    _require_learned(artifact, block)
     state, _ = artifact.preprocessor.state()
-    rebuilt = _decode(artifact, embedding)[:, where]  # (n, width)
-    pooled: Float32 = rebuilt * state["scale"][where] + state["mean"][where]
-    return pooled
+    where = slice(layout[block].start, layout[block].stop)
+    taste: Float32 = _decode(artifact, embedding)[:, where] * state["scale"][where]  # (n, width)
+    return taste
+
+
+def _require_learned(artifact: EncoderArtifact, block: str) -> None:
+    """Refuse a decoder that rebuilds a block worse than its mean would, by its own record."""
+    training = artifact.manifest.training
+    history = training.get("history")
+    if not history:
+        return
+    lost = history[training["best_epoch"] - 1]["block_errors"].get(block)
+    if lost is not None and lost >= 1.0:
+        raise ArtifactError(
+            f"Encoder version {artifact.encoder_version!r} loses {lost:.0%} of the variance of "
+            f"block {block!r}: its decoder has learned nothing of it, so items would be arbitrary. "
+            "Train longer, or name another modality.",
+            encoder_version=artifact.encoder_version,
+        )
 
 
 def _decode(artifact: EncoderArtifact, embedding: Float32) -> Float32:

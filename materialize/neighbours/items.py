@@ -1,4 +1,4 @@
-"""Items near users: what the encoder's own decoder says they consume, searched in item vectors."""
+"""Items near users: what the encoder's decoder says they consume more than others do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from encoder.artifact import EncoderArtifact
-from encoder.decoding import decode_pooled
+from encoder.decoding import decode_taste
 from encoder.modality import ModalityEncoders
 from encoder.schema import FeatureSchema
 from materialize.neighbours.cells import directions
@@ -26,9 +26,9 @@ class ItemNeighbours:
 
     An embedding and an item vector lie in different spaces and cannot be compared. But the encoder
     has learned to rebuild a user's pooled item vector (a weighted mean of the vectors of what the
-    user consumed) from the embedding, and that lies in the items' space: the answer is the items
-    with the largest cosine to it. All items are compared, none is left out for having been
-    consumed, and popularity has no say.
+    user consumed) from the embedding. How that departs from the average user's lies in the items'
+    space: the answer is the items with the largest cosine to it, those that the user consumes more
+    than others do. All items are compared, and none is left out for having been consumed.
 
     State: the item vectors at length 1; nothing changes.
 
@@ -60,14 +60,19 @@ class ItemNeighbours:
         return len(self._ids)
 
     def tastes(self, embedding: Float32) -> Float32:
-        """Return what the decoder says that users consume, float32 (n, dim), unit vectors.
+        """Return what users consume more than others do, unit vectors float32 (n, dim).
 
         Parameters
         ----------
         embedding : float32 (n, embedding_dim)
             As stored, not at length 1: the decoder is not linear.
+
+        Raises
+        ------
+        ArtifactError
+            The artifact has no decoder, or one that has learned nothing of the modality.
         """
-        tastes, _ = directions(decode_pooled(self._artifact, embedding, self._block))
+        tastes, _ = directions(decode_taste(self._artifact, embedding, self._block))
         return tastes
 
     def search(self, tastes: Float32, k: int) -> tuple[npt.NDArray[Any], Float32]:
