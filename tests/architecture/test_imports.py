@@ -34,7 +34,7 @@ MAY_IMPORT = {
         "psutil",
     }
     | {"plotly", "jinja2", "umap", "requests", "tenacity", "prometheus_client"}
-    | {"cachetools", "async_timeout"},
+    | {"cachetools", "async_timeout", "google.protobuf"},
     # Views are declared from the ledger's spaces, so its config and ledger are the exception.
     "feature_repo": {"transforms", "feast", "materialize.config", "materialize.ledger"},
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -376,6 +378,26 @@ def test_reads_share_few_connections_and_wait_for_their_turn(
     turns.release()
     turns.release()
     assert client.read(USERS).found.all()
+
+
+@pytest.mark.server
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_reads_over_connections_of_its_own(make: Made) -> None:
+    spaces, client = make()
+    expected = _of(spaces)
+    assert np.array_equal(client.read(USERS).embedding, expected)
+
+    def read() -> None:
+        right = [np.array_equal(client.read(USERS).embedding, expected) for _ in range(20)]
+        os._exit(0 if all(right) else 1)
+
+    child = multiprocessing.get_context("fork").Process(target=read)
+    child.start()
+    for _ in range(20):
+        assert np.array_equal(client.read(USERS).embedding, expected)
+    child.join(60)
+    assert child.exitcode == 0
+    child.close()
 
 
 @pytest.mark.server
