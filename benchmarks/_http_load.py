@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,36 +50,23 @@ def drive(url: str, folder: str, connections: int, requests: int, seconds: float
         Question(path.read_bytes(), path.with_suffix(".answer").read_bytes())
         for path in sorted(Path(folder).glob("*.body"))
     ]
-    barrier = threading.Barrier(connections + 1)
-    deadline = float("inf")
-
-    def ask(first: int) -> tuple[list[float], int]:
-        took, errors = [], 0
-        with urllib3.connection_from_url(url, maxsize=1, retries=False, timeout=_TIMEOUT) as pool:
-            # Connected, and not counted.
-            pool.request("POST", PATH, body=questions[first].body, headers=_JSON)
-            barrier.wait()
-            barrier.wait()
-            for k in range(first, requests, connections):
-                question = questions[k % len(questions)]
-                start = time.perf_counter()
-                if start > deadline:
-                    break
-                try:
-                    answer = pool.request("POST", PATH, body=question.body, headers=_JSON)
-                    right = answer.status == 200 and answer.data == question.answer
-                except urllib3.exceptions.HTTPError:
-                    right = False
-                took.append((time.perf_counter() - start) * 1e3)
-                errors += not right
-        return took, errors
-
-    with ThreadPoolExecutor(connections) as pool:
-        asking = [pool.submit(ask, first) for first in range(connections)]
-        barrier.wait()
+    with ExitStack() as stack:
+        pools = [
+            stack.enter_context(
+                urllib3.connection_from_url(url, maxsize=1, retries=False, timeout=_TIMEOUT)
+            )
+            for _ in range(connections)
+        ]
+        for pool in pools:  # connected, and not counted
+            pool.request("POST", PATH, body=questions[0].body, headers=_JSON)
+        threads = stack.enter_context(ThreadPoolExecutor(connections))
         began, cpu = time.perf_counter(), time.process_time()
-        deadline = began + seconds
-        barrier.wait()
+        asking = [
+            threads.submit(
+                _ask, pool, questions, range(first, requests, connections), began + seconds
+            )
+            for first, pool in enumerate(pools)
+        ]
         answers = [future.result() for future in asking]
         seconds = time.perf_counter() - began
         cpu = time.process_time() - cpu
@@ -90,6 +77,26 @@ def drive(url: str, folder: str, connections: int, requests: int, seconds: float
         "cpu_seconds": cpu,
         "parse_seconds": _parse_seconds(questions),
     }
+
+
+def _ask(
+    pool: urllib3.HTTPConnectionPool, questions: list[Question], turns: range, deadline: float
+) -> tuple[list[float], int]:
+    """Ask one question after the other; return the milliseconds of each, and errors."""
+    took, errors = [], 0
+    for turn in turns:
+        question = questions[turn % len(questions)]
+        start = time.perf_counter()
+        if start > deadline:
+            break
+        try:
+            answer = pool.request("POST", PATH, body=question.body, headers=_JSON)
+            right = answer.status == 200 and answer.data == question.answer
+        except urllib3.exceptions.HTTPError:
+            right = False
+        took.append((time.perf_counter() - start) * 1e3)
+        errors += not right
+    return took, errors
 
 
 def _parse_seconds(questions: list[Question]) -> float:
