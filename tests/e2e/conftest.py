@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,15 +63,19 @@ def story(raw: Raw, tmp_path_factory: pytest.TempPathFactory) -> Story:
     return build_story(tmp_path_factory.mktemp("story") / "repo", raw, END)
 
 
-def build_story(repo: Path, raw: Raw, end: dt.datetime, **changes: Any) -> Story:
+def build_story(
+    repo: Path, raw: Raw, end: dt.datetime, *, request_context: Sequence[str] = (), **changes: Any
+) -> Story:
     """Take a new repository through the main job, materialised up to ``end``.
 
-    ``changes`` are fields of palate.yaml.
+    ``request_context`` is that of the events, ``changes`` are fields of palate.yaml.
     """
     init_repository(repo, "simulated")
     config, dataset = repo / "palate.yaml", repo / "datasets" / "simulated.yaml"
     config.write_text(config.read_text() + yaml.safe_dump(SMALL | changes))
-    dataset.write_text(dataset.read_text().replace("${PALATE_DATA}", str(raw.folder)))
+    described = yaml.safe_load(dataset.read_text().replace("${PALATE_DATA}", str(raw.folder)))
+    described["events"]["request_context"] = list(request_context)
+    dataset.write_text(yaml.safe_dump(described))
     context = Context(repo)
     settings = context.settings
     validate(settings.dataset, settings.data_dir, progress=False)
