@@ -34,7 +34,7 @@ MAY_IMPORT = {
         "psutil",
     }
     | {"plotly", "jinja2", "umap", "requests", "tenacity", "prometheus_client"}
-    | {"cachetools", "async_timeout", "google.protobuf"},
+    | {"cachetools", "async_timeout", "google.protobuf.message", "google.protobuf.timestamp_pb2"},
     # Views are declared from the ledger's spaces, so its config and ledger are the exception.
     "feature_repo": {"transforms", "feast", "materialize.config", "materialize.ledger"},
 }
@@ -158,6 +158,7 @@ class C:
         ("transforms.runtime", ["torch", "feast"]),
         ("materialize.cli", ["torch", "feast", "pandas", "duckdb", "sklearn", "onnxruntime"]),
         ("materialize.client", ["torch", "feast", "redis", "pandas", "duckdb", "onnxruntime"]),
+        ("materialize.neighbours", ["torch", "feast", "faiss", "pandas", "duckdb", "onnxruntime"]),
         ("encoder.schema", ["torch", "feast"]),
         ("encoder.columns", ["torch", "feast"]),
         ("encoder.preprocessing", ["torch", "feast"]),
