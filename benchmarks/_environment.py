@@ -18,6 +18,7 @@ __all__ = ["ROOT", "commit", "hardware", "peak_rss_bytes", "versions"]
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = (
     "duckdb",
+    "faiss-cpu",
     "feast",
     "numpy",
     "onnxruntime",
@@ -27,6 +28,7 @@ PACKAGES = (
     "scipy",
     "sqlalchemy",
     "torch",
+    "usearch",
 )
 
 
