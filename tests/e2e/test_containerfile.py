@@ -217,7 +217,7 @@ def test_its_steps_install_what_serves_and_no_torch(
     assert "0.67" in run("feast", "version")
     _serves(repository, installed, tmp_path)
     sizes = json.loads(run("python", "-c", _SIZES))
-    # 986 MB at the time of writing; docs/guides/serve.md says so.
+    # 970 MB when docs/guides/serve.md was written.
     assert 0.5e9 < sizes["total"] < 1.3e9, sizes
     print(json.dumps(sizes, indent=2))
 
