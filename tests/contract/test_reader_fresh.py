@@ -225,6 +225,8 @@ def test_raw_features_of_other_modality_encoders_leave_the_stored_row(world: Wor
     assert batch.status[2] == NOT_FOUND
     assert np.isnan(batch.embedding[2]).all()
     assert world.client.metrics.users["other_modality"] == 2
+    alone = world.client.read_fresh([9])
+    assert (alone.status.tolist(), alone.embedding.shape) == ([NOT_FOUND], (1, 8))
 
 
 def test_through_a_bridge_nobody_is_encoded(world: World) -> None:
