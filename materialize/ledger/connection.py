@@ -20,7 +20,7 @@ from encoder.errors import LedgerConflict, TransientError
 from materialize.ledger.schema import HEAD, require_head
 from materialize.ledger.tables import VERSION
 
-__all__ = ["Connected", "make_engine", "now", "writing"]
+__all__ = ["WAIT_SECONDS", "Connected", "make_engine", "now", "writing"]
 
 WAIT_SECONDS = 30
 """How long a change waits for another process's."""

@@ -12,16 +12,13 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from materialize.ledger import Pin
-from materialize.ledger.connection import make_engine
+from materialize.ledger.connection import WAIT_SECONDS, make_engine
 from materialize.ledger.consumers import pin_of, pin_query
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
 __all__ = ["PinQuery", "Silent", "is_outage"]
-
-_LONGEST_SQLITE_WAIT = 2.0
-"""Seconds for which a SQLite file may be locked by a writer."""
 
 
 class Silent(Exception):
@@ -81,7 +78,7 @@ class PinQuery:
         try:
             cursor = connection.cursor()
             if self._sqlite:
-                wait = min(math.inf if seconds is None else seconds, _LONGEST_SQLITE_WAIT)
+                wait = min(math.inf if seconds is None else seconds, WAIT_SECONDS)
                 cursor.execute(f"PRAGMA busy_timeout = {max(1, int(wait * 1000))}")
             else:
                 driver.answers_until = None if seconds is None else time.monotonic() + seconds
