@@ -58,9 +58,13 @@ def fit_collaborative(
     embeddings. TACL 3, 2015 (context distribution smoothing, eigenvalue weighting 0.5).
     """
     pairs = cooccurrence(chunks, n_items, max_session_items=max_session_items, seed=seed)
-    matrix = shifted_ppmi(pairs, smoothing=smoothing, negatives=negatives)
+    # Without the others: zero rows change no vector, but the shapes by which some BLAS round.
+    paired = np.flatnonzero(np.diff(pairs.indptr))
+    matrix = shifted_ppmi(pairs[paired][:, paired], smoothing=smoothing, negatives=negatives)
     left, singular, _ = truncated_svd(matrix, dim, seed, "collaborative")
-    return l2_normalise(left * np.sqrt(singular))
+    vectors = np.zeros((n_items, dim), np.float32)
+    vectors[paired] = l2_normalise(left * np.sqrt(singular))
+    return vectors
 
 
 def cooccurrence(
