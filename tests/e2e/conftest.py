@@ -105,7 +105,7 @@ def run(command: str, *arguments: str, cwd: Path) -> str:
     """Run `feast` or `palate` of this environment in a process of its own; return its stdout."""
     program = Path(sys.executable).parent / command
     done = subprocess.run(
-        [program, *arguments], cwd=cwd, capture_output=True, text=True, check=False, timeout=200
+        [program, *arguments], cwd=cwd, capture_output=True, text=True, check=False, timeout=900
     )
     assert done.returncode == 0, f"{command} {arguments}\n{done.stdout}\n{done.stderr}"
     return done.stdout

@@ -18,7 +18,8 @@ from tests.e2e.conftest import run
 
 README = Path(__file__).parents[2] / "README.md"
 
-pytestmark = pytest.mark.slow
+# A whole demo trains for real: 50 s on one machine, 190 s on another of as many cores.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @dataclass(frozen=True)
