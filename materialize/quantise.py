@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from encoder.columns import batch_from_arrow
@@ -23,7 +22,7 @@ from materialize.batch import open_source
 from materialize.config import RepoSettings
 from materialize.embedding_rows import ensure_readable
 from materialize.ledger import Ledger, Space
-from materialize.source import RawSource, parquet_files
+from materialize.source import RawSource
 from transforms.names import USER_KEY, stored_view
 from transforms.runtime import load_encoder
 
@@ -134,7 +133,8 @@ def quantise_space(
             if not dry_run:
                 # Refused when it is retired, as a training that is repeated would be.
                 ledger.register(known.encoder_version, known.artifact_url, known.facts)
-                _make_readable(settings, known, source)  # a kill may have come just before
+                # A kill may have come just before.
+                ensure_readable(settings.offline_dir / stored_view(known.number), source.key_type)
             return _report(known, new=False)
     return _quantised(settings, ledger, space, artifact, source, rows, dry_run, progress)
 
@@ -166,7 +166,7 @@ def _quantised(
     # All that the space was registered with holds for its int8 form.
     facts = {"precision": INT8, QUANTISED_FACT: origin, "quantisation": figures}
     made = ledger.register(version, url, {**space.facts, **facts})
-    _make_readable(settings, made, source)
+    ensure_readable(settings.offline_dir / stored_view(made.number), source.key_type)
     _log.info(
         "space %s is int8 of space %s: 1 - cosine at most %.2e, mean %.2e",
         *(made.number, space.number),
@@ -219,12 +219,6 @@ def _inputs(
             "few to take ranges from and to measure with. Build the features of more users."
         )
     return calibration, others
-
-
-def _make_readable(settings: RepoSettings, space: Space, source: RawSource) -> None:
-    files = parquet_files(source.views[0].folder)
-    user_type = pq.read_schema(files[0]).field(USER_KEY).type
-    ensure_readable(settings.offline_dir / stored_view(space.number), user_type)
 
 
 def _report(space: Space, *, new: bool) -> QuantisationReport:

@@ -188,6 +188,11 @@ class RawSource:
         self.memory_limit_mb, self.spill, self.threads = memory_limit_mb, spill, threads
 
     @property
+    def key_type(self) -> pa.DataType:
+        """Type of the join key, as the first view's files have it."""
+        return pq.read_schema(parquet_files(self.views[0].folder)[0]).field(self.key).type
+
+    @property
     def fingerprint(self) -> str:
         """12 hex digits that change when other rows would come.
 

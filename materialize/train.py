@@ -24,7 +24,7 @@ from materialize.config import CONFIG_FILE, RepoSettings
 from materialize.embedding_rows import ensure_readable
 from materialize.features import current_data_fingerprint, current_modalities
 from materialize.ledger import Ledger, Space
-from materialize.source import RawSource, parquet_files
+from materialize.source import RawSource
 from transforms.layout import RawLayout
 from transforms.names import USER_KEY, request_context, stored_view, vector_form
 from transforms.runtime import load_encoder
@@ -270,9 +270,7 @@ def _tell_other_form(settings: RepoSettings, space: Space) -> None:
 
 def _finish(settings: RepoSettings, space: Space, source: RawSource, folder: Path) -> None:
     """Make the new view readable and drop what only the training needed; safe to repeat."""
-    files = parquet_files(source.views[0].folder)
-    user_type = pq.read_schema(files[0]).field(USER_KEY).type
-    ensure_readable(settings.offline_dir / stored_view(space.number), user_type)
+    ensure_readable(settings.offline_dir / stored_view(space.number), source.key_type)
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -12,6 +12,7 @@ from feast.infra.online_stores.online_store import OnlineStore
 from feast.online_response import OnlineResponse
 
 from materialize.stores.on_demand import Request, asks_on_demand, prepare
+from transforms.runtime import Encoded
 
 __all__ = ["OnDemandReads", "Replies"]
 
@@ -54,17 +55,15 @@ class OnDemandReads(OnlineStore):
     ) -> OnlineResponse:
         """Answer as Feast does."""
         asked = (config, features, entity_rows, registry, project, full_feature_names)
-        if asks_on_demand(features) and not include_feature_view_version_metadata:
-            request = prepare(*asked, self._key_suffix(config))
-            if request is not None:
-                start = time.monotonic()
-                found = self._read_stored(config, request.keys, request.fields)
-                _track_read(start)
-                encoded = request.encode(found)
-                if encoded is not None:
-                    if request.direct:
-                        self._read_features_per_fv(*_direct(request, config, full_feature_names))
-                    return request.respond(encoded, self._build_feature_types(request.grouped))
+        request = self._prepared(*asked, include_feature_view_version_metadata)
+        if request is not None:
+            start = time.monotonic()
+            found = self._read_stored(config, request.keys, request.fields)
+            encoded = _encoded(request, found, start)
+            if encoded is not None:
+                if request.direct:
+                    self._read_features_per_fv(*_direct(request, config, full_feature_names))
+                return request.respond(encoded, self._build_feature_types(request.grouped))
         return super().get_online_features(*asked, include_feature_view_version_metadata)
 
     async def get_online_features_async(
@@ -79,22 +78,44 @@ class OnDemandReads(OnlineStore):
     ) -> OnlineResponse:
         """Answer as Feast does; the encoder runs in the event loop's thread, as with Feast."""
         asked = (config, features, entity_rows, registry, project, full_feature_names)
-        if asks_on_demand(features) and not include_feature_view_version_metadata:
-            request = prepare(*asked, self._key_suffix(config))
-            if request is not None:
-                start = time.monotonic()
-                found = await self._read_stored_async(config, request.keys, request.fields)
-                _track_read(start)
-                encoded = request.encode(found)
-                if encoded is not None:
-                    if request.direct:
-                        await self._read_features_per_fv_async(
-                            *_direct(request, config, full_feature_names)
-                        )
-                    return request.respond(encoded, self._build_feature_types(request.grouped))
+        request = self._prepared(*asked, include_feature_view_version_metadata)
+        if request is not None:
+            start = time.monotonic()
+            found = await self._read_stored_async(config, request.keys, request.fields)
+            encoded = _encoded(request, found, start)
+            if encoded is not None:
+                if request.direct:
+                    direct = _direct(request, config, full_feature_names)
+                    await self._read_features_per_fv_async(*direct)
+                return request.respond(encoded, self._build_feature_types(request.grouped))
         return await super().get_online_features_async(
             *asked, include_feature_view_version_metadata
         )
+
+    def _prepared(
+        self,
+        config: RepoConfig,
+        features: list[str] | FeatureService,
+        entity_rows: Any,
+        registry: Any,
+        project: str,
+        full_feature_names: bool,
+        version_metadata: bool,
+    ) -> Request | None:
+        """Return the request, or None where Feast's own way has to be taken."""
+        if version_metadata or not asks_on_demand(features):
+            return None
+        asked = (config, features, entity_rows, registry, project, full_feature_names)
+        return prepare(*asked, self._key_suffix(config))
+
+
+def _encoded(request: Request, found: Replies, start: float) -> list[Encoded] | None:
+    """Count the read that began at ``start`` where Feast's server counts reads, and encode."""
+    from feast import metrics
+
+    if metrics._config.online_features:
+        metrics.track_online_store_read(time.monotonic() - start)
+    return request.encode(found)
 
 
 def _direct(request: Request, config: RepoConfig, full_feature_names: bool) -> tuple[Any, ...]:
@@ -108,11 +129,3 @@ def _direct(request: Request, config: RepoConfig, full_feature_names: bool) -> t
         full_feature_names,
         False,
     )
-
-
-def _track_read(start: float) -> None:
-    """Count a read where Feast's server counts them."""
-    from feast import metrics
-
-    if metrics._config.online_features:
-        metrics.track_online_store_read(time.monotonic() - start)
