@@ -1,0 +1,1 @@
+"""Near-real-time: events in, online rows out."""
