@@ -14,6 +14,7 @@
         ├── SpaceMismatch         vectors or raw features of another space or modality version
         ├── TrainingFault         training cannot go on from here
         ├── LedgerConflict        the ledger's state does not allow the step
+        ├── StreamConflict        the event stream's state or set-up does not allow the step
         ├── VerificationFailed    what was written is not what is read back
         └── EvaluationFault       labels and features do not fit, or features know the label
 
@@ -32,6 +33,7 @@ __all__ = [
     "MalformedInput",
     "SpaceMismatch",
     "StoreRefused",
+    "StreamConflict",
     "TerminalError",
     "TimedOut",
     "TrainingFault",
@@ -154,6 +156,10 @@ class TrainingFault(TerminalError):
 
 class LedgerConflict(TerminalError):
     """The ledger's state does not allow the step that was asked for."""
+
+
+class StreamConflict(TerminalError):
+    """The event stream's state or set-up does not allow the step that was asked for."""
 
 
 class VerificationFailed(TerminalError):

@@ -12,7 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from encoder.errors import DataFault
 from transforms.dataset import Dataset, load_dataset
 
-__all__ = ["CONFIG_FILE", "CompatibilitySettings", "JobSettings", "RepoSettings", "load_settings"]
+__all__ = [
+    "CONFIG_FILE",
+    "CompatibilitySettings",
+    "JobSettings",
+    "RepoSettings",
+    "StreamSettings",
+    "load_settings",
+]
 
 CONFIG_FILE = "palate.yaml"
 
@@ -49,6 +56,40 @@ class CompatibilitySettings(BaseModel):
     """Of the term beside the reconstruction loss."""
 
 
+class StreamSettings(BaseModel):
+    """``stream:`` how ``palate stream run`` takes events; its options go before it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str | None = None
+    """Redis of the event stream, a single server (``redis://``, ``rediss://``, ``unix://``);
+    ``${NAME}`` is read from the environment. None: the online store's."""
+    partitions: int = Field(default=16, ge=1, le=1024)
+    """Streams that events are spread over by user: as many workers at most. Fixed in Redis at first
+    use."""
+    batch_events: int = Field(default=1000, ge=1)
+    """Events of a micro-batch at most: more for throughput, fewer for latency."""
+    linger_ms: float = Field(default=5.0, ge=0, le=10_000)
+    """How long a micro-batch that is not full waits for more events."""
+    flush_seconds: float = Field(default=30.0, gt=0)
+    """Offline rows are written, and events acknowledged, at least so often while events come."""
+    flush_rows: int = Field(default=50_000, ge=1)
+    """... or as soon as so many offline rows wait."""
+    late_days: int = Field(default=7, ge=0)
+    """How many days after the end of the seeded data's newest day late events are still exact."""
+    future_seconds: float = Field(default=60.0, ge=0)
+    """Events further ahead of the clock than this are faults."""
+    max_events_per_user: int = Field(default=50_000, ge=1)
+    """Events inside the longest window that a user's state holds at most."""
+    retention_hours: float = Field(default=48.0, gt=0)
+    """Acknowledged events stay in the stream so long."""
+    lease_seconds: float = Field(default=10.0, ge=0.5)
+    """A worker without a sign of life for so long loses its partitions to the others."""
+    metrics_port: int = Field(default=0, ge=0, le=65_535)
+    """Port on which the first worker answers Prometheus, the next ones on those that follow; 0:
+    none."""
+
+
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -68,6 +109,8 @@ class _File(BaseModel):
     """Form in which the online store keeps the vectors of spaces trained from now on."""
     materialize: JobSettings = JobSettings()
     """How the batch job runs."""
+    stream: StreamSettings = StreamSettings()
+    """How the stream of events is applied."""
     autoencoder: dict[str, Any] = Field(default_factory=dict)
     """Fields of ``encoder.autoencoder.AutoencoderConfig`` that differ from its defaults."""
     training: dict[str, Any] = Field(default_factory=dict)
@@ -102,6 +145,18 @@ class RepoSettings:
         given = {name: value for name, value in changes.items() if value is not None}
         job = JobSettings.model_validate(self.file.materialize.model_dump() | given)
         return RepoSettings(self.repo, self.file.model_copy(update={"materialize": job}))
+
+    def with_stream(self, **changes: Any) -> RepoSettings:
+        """Return the settings with other fields of ``stream:``; None keeps a field.
+
+        Raises
+        ------
+        pydantic.ValidationError
+            A value is out of range.
+        """
+        given = {name: value for name, value in changes.items() if value is not None}
+        stream = StreamSettings.model_validate(self.file.stream.model_dump() | given)
+        return RepoSettings(self.repo, self.file.model_copy(update={"stream": stream}))
 
     @property
     def dataset_path(self) -> Path:
