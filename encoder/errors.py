@@ -10,6 +10,7 @@
         ├── MalformedInput        one user's raw features do not fit the encoder's schema
         ├── ArtifactError         an encoder artifact is missing, damaged or of an unknown format
         ├── CorruptValue          a stored value is not what its feature's type says
+        ├── CorruptState          the streamed state of one user cannot be read
         ├── StoreRefused          a store answers, but not this question: password, permission
         ├── SpaceMismatch         vectors or raw features of another space or modality version
         ├── TrainingFault         training cannot go on from here
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 __all__ = [
     "ArtifactError",
+    "CorruptState",
     "CorruptValue",
     "DataFault",
     "EmbeddingError",
@@ -123,6 +125,22 @@ class CorruptValue(TerminalError):
         self.view = view
         self.field = field
         self.row = row
+        self.user = user
+
+
+class CorruptState(TerminalError):
+    """The streamed state of one user is not one that this release wrote.
+
+    Parameters
+    ----------
+    message : str
+        What was found, what was expected, what to do.
+    user : int or str
+        The user's id.
+    """
+
+    def __init__(self, message: str, *, user: int | str) -> None:
+        super().__init__(message)
         self.user = user
 
 
