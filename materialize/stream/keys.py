@@ -56,7 +56,7 @@ def config_key(project: str) -> str:
 
 
 def marker_key(project: str) -> str:
-    """Return the key, in the *online* Redis, that says that states are there, and from which day."""
+    """Return the key, in the *online* Redis, of the mark that states are there."""
     return f"palate:{project}:stream-state"
 
 

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from redis import Redis
+import redis as redis_py
 
+from materialize.stream.connect import connect, fix_partitions
+from materialize.stream.keys import PAYLOAD, events_key, partition_of
+
+if TYPE_CHECKING:
     from transforms.stream.events import StreamEvent
 
 __all__ = ["EventWriter"]
+
+_PER_CALL = 500
+"""Events of one pipeline."""
 
 
 class EventWriter:
@@ -24,16 +34,98 @@ class EventWriter:
         Feast project.
     partitions : int or None
         Fixed in Redis at first use; None: as fixed there.
+    context : sequence of str
+        Names of the data set's ``events.context``, in order: those of a `StreamEvent`'s context.
 
     Raises
     ------
     StreamConflict
         Redis has another number of partitions, or none was given and none is fixed.
+    StoreRefused, TransientError
+        Redis refuses, or does not answer.
+
+    Notes
+    -----
+    State: a client, which ``close`` closes when a URL was given. Safe for threads.
+
+    Examples
+    --------
+    >>> writer = EventWriter("redis://localhost", "shop")  # doctest: +SKIP
+    >>> event = {"type": "consume", "user_id": 42, "item_id": "a", "timestamp": 1700000000000000}
+    >>> writer.append([event])  # doctest: +SKIP
+    1
     """
 
-    def __init__(self, redis: str | Redis, project: str, partitions: int | None = None) -> None:
-        raise NotImplementedError
+    def __init__(
+        self,
+        redis: str | redis_py.Redis,
+        project: str,
+        partitions: int | None = None,
+        *,
+        context: Sequence[str] = (),
+    ) -> None:
+        self._context = tuple(context)
+        self._owns = isinstance(redis, str)
+        self._client = connect(redis) if isinstance(redis, str) else redis
+        self.partitions = fix_partitions(self._client, project, partitions)
+        self._keys = [events_key(project, p) for p in range(self.partitions)]
 
     def append(self, events: Iterable[StreamEvent | Mapping[str, Any] | bytes]) -> int:
-        """Append events and return their number; what is not JSON goes along, to be set aside."""
-        raise NotImplementedError
+        """Append events and return their number.
+
+        A call that fails may have appended a part. Append all of them again: duplicates change
+        nothing.
+
+        Parameters
+        ----------
+        events : iterable of StreamEvent, mapping or bytes
+            A mapping is written as JSON, a ``datetime`` in it as ISO 8601; bytes as they are. What
+            is no event goes along, and is set aside as a dead letter with the reason.
+        """
+        made = iter(events)
+        appended = 0
+        while part := list(islice(made, _PER_CALL)):
+            with self._client.pipeline(transaction=False) as pipe:
+                for event in part:
+                    partition, payload = self._placed(event)
+                    pipe.xadd(self._keys[partition], {PAYLOAD: payload})
+                pipe.execute()
+            appended += len(part)
+        return appended
+
+    def close(self) -> None:
+        """Close the client, when this writer opened it."""
+        if self._owns:
+            self._client.close()
+
+    def _placed(self, event: StreamEvent | Mapping[str, Any] | bytes) -> tuple[int, bytes]:
+        if isinstance(event, bytes):
+            return self._partition_of_bytes(event), event
+        if isinstance(event, Mapping):
+            return self._partition(event.get("user_id"), b""), _as_json(event)
+        from transforms.stream.events import event_payload
+
+        return partition_of(event.user_id, self.partitions), event_payload(event, self._context)
+
+    def _partition_of_bytes(self, payload: bytes) -> int:
+        try:
+            content = json.loads(payload)
+        except ValueError:  # UnicodeDecodeError and JSONDecodeError
+            content = None
+        user = content.get("user_id") if isinstance(content, dict) else None
+        return self._partition(user, payload)
+
+    def _partition(self, user: Any, payload: bytes) -> int:
+        if isinstance(user, int | str) and not isinstance(user, bool):
+            return partition_of(user, self.partitions)
+        return zlib.crc32(payload) % self.partitions  # a dead letter to be: anywhere will do
+
+
+def _as_json(event: Mapping[str, Any]) -> bytes:
+    return json.dumps(dict(event), default=_iso, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _iso(value: Any) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} {value!r} in an event is no JSON")

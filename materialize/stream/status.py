@@ -1,0 +1,85 @@
+"""How far the stream is: by partition, from Redis."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import ResponseError
+
+from materialize.stream.keys import GROUP, events_key, lease_key
+from materialize.stream.source import Lag, PartitionLag
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+__all__ = ["read_lag"]
+
+_COUNT_PER_CALL = 1_000
+
+
+def read_lag(client: Redis, project: str, partitions: int) -> Lag:
+    """Return what is left to do in each partition; one round trip, two when something is left."""
+    keys = [events_key(project, p) for p in range(partitions)]
+    with client.pipeline(transaction=False) as pipe:
+        pipe.time()
+        for p, key in enumerate(keys):
+            pipe.xinfo_groups(key)
+            pipe.xpending(key, GROUP)
+            pipe.xlen(key)
+            pipe.get(lease_key(project, p))
+        clock, *answers = pipe.execute(raise_on_error=False)
+    for answer in (clock, *answers):
+        if isinstance(answer, Exception) and not _is_absent(answer):
+            raise answer
+    now_ms = clock[0] * 1000 + clock[1] // 1000
+    rows = [answers[4 * p : 4 * p + 4] for p in range(partitions)]
+    groups = [_own_group(row[0]) for row in rows]
+    with client.pipeline(transaction=False) as pipe:
+        for key, group in zip(keys, groups, strict=True):
+            last = "-" if group is None else b"(" + group["last-delivered-id"]
+            pipe.xrange(key, min=last, count=1)
+        firsts: list[Any] = pipe.execute()
+    made = []
+    for p, ((_, pending, length, owner), group, first) in enumerate(
+        zip(rows, groups, firsts, strict=True)
+    ):
+        undelivered = length if group is None else group.get("lag")
+        if undelivered is None:  # somebody deleted entries in the middle, so Redis lost count
+            undelivered = _count(client, keys[p], group["last-delivered-id"])
+        unacknowledged = 0 if group is None else pending["pending"]
+        heads = [entry for entry, _ in first]
+        if unacknowledged:
+            heads.append(pending["min"])
+        ages = [now_ms - int(head.partition(b"-")[0]) for head in heads]
+        made.append(
+            PartitionLag(
+                partition=p,
+                undelivered=undelivered,
+                unacknowledged=unacknowledged,
+                oldest_age_ms=max(0, *ages) if ages else 0,
+                owner=None if owner is None else owner.decode(),
+            )
+        )
+    return Lag(tuple(made))
+
+
+def _is_absent(error: Exception) -> bool:
+    """Return whether an error says that a partition has no stream, or no group, so far."""
+    text = str(error)
+    return isinstance(error, ResponseError) and ("no such key" in text or "NOGROUP" in text)
+
+
+def _own_group(groups: Any) -> Any:
+    if isinstance(groups, Exception):
+        return None
+    return next((one for one in groups if one["name"] == GROUP.encode()), None)
+
+
+def _count(client: Redis, key: str, after: bytes) -> int:
+    count = 0
+    while True:
+        part: Any = client.xrange(key, min=b"(" + after, count=_COUNT_PER_CALL)
+        count += len(part)
+        if len(part) < _COUNT_PER_CALL:
+            return count
+        after = part[-1][0]
