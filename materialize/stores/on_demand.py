@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,10 +20,10 @@ from feast.infra.online_stores.helpers import compute_versioned_name
 from feast.online_response import OnlineResponse
 from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesResponse
 
-from encoder.columns import ArrayColumn, Column, RawBatch, ScalarColumn, TextColumn
-from materialize.stores import messages
+from encoder.columns import ScalarColumn
+from materialize.stores.stored_columns import StoredColumns, encoder_columns
 from materialize.stores.values import entity_keys, float_values, message_field, value_bytes
-from materialize.stores.wire import Faults, Place, Stored, float_lists, integers, texts
+from materialize.stores.wire import Stored
 from transforms.columns import with_request_context
 from transforms.names import EMBEDDING_FEATURES, USER_KEY, is_on_demand_view
 from transforms.on_demand import OnDemandSpec, spec_of
@@ -109,21 +108,13 @@ class Request:
         MalformedInput, SpaceMismatch, ArtifactError
             As the view's function.
         """
-        stored = self._columns(found)
-        read: dict[tuple[str, int], Column | None] = {}
+        columns = StoredColumns(self._columns(found), self._users.names)
         encoded = []
         for wanted in self._wanted:
-            spec, columns = wanted.spec, {}
-            for name, parse, width in _schema_columns(spec.store, spec.encoder_version):
-                if (name, width) not in read:
-                    view, _, field = name.partition("__")
-                    place = Place(view, field, self._users.names)
-                    read[name, width] = parse(stored[name], place, width)
-                column = read[name, width]
-                if column is None:
-                    return None
-                columns[name] = column
-            batch = RawBatch(columns, len(self._users.ids), self._users.names)
+            spec = wanted.spec
+            batch = columns.batch(spec.store, spec.encoder_version)
+            if columns.faults:
+                return None
             if spec.request_context:
                 schema = load_encoder(spec.store, spec.encoder_version).preprocessor.schema
                 given = {name: self._given[name] for name in spec.request_context}
@@ -277,7 +268,7 @@ def _wanted(
 def _needed(wanted: Sequence[_Wanted]) -> dict[str, set[str]]:
     needed: dict[str, set[str]] = {}
     for one in wanted:
-        for name, _, _ in _schema_columns(one.spec.store, one.spec.encoder_version):
+        for name, _, _ in encoder_columns(one.spec.store, one.spec.encoder_version):
             view, _, field = name.partition("__")
             needed.setdefault(view, set()).add(field)
     return needed
@@ -323,58 +314,6 @@ def _given(response: GetOnlineFeaturesResponse, names: set[str]) -> dict[str, Sc
             strings = np.array([value.string_val for value in vector.values], object)
             given[name] = ScalarColumn(strings, np.array([kind is not None for kind in kinds]))
     return given
-
-
-_Parse = Callable[[Stored, Place, int], Column | None]
-
-
-def _floats(stored: Stored, place: Place, width: int) -> Column | None:
-    faults: Faults = {}
-    column = ArrayColumn(*float_lists(stored, place, width=width, faults=faults))
-    return None if faults else column
-
-
-def _strings(stored: Stored, place: Place, width: int) -> Column | None:
-    try:
-        rows = [_texts(value, width) if value else None for value in stored]
-    except messages.NoValue:
-        return None
-    valid = np.array([row is not None for row in rows])
-    text = np.full((len(rows), width), "", object)
-    if valid.any():
-        text[valid] = [row for row in rows if row is not None]
-    return TextColumn(text, valid)
-
-
-@lru_cache(maxsize=16_384)
-def _texts(value: bytes, width: int) -> tuple[str, ...] | None:
-    """Return a list of strings; users share theirs, such as a country and a kind of device."""
-    found = messages.read_texts(value, width)
-    return None if found is None else tuple(found)
-
-
-def _whole(stored: Stored, place: Place, width: int) -> Column | None:
-    faults: Faults = {}
-    column = ScalarColumn(*integers(stored, place, faults=faults))
-    return None if faults else column
-
-
-def _words(stored: Stored, place: Place, width: int) -> Column | None:
-    faults: Faults = {}
-    column = ScalarColumn(*texts(stored, place, faults=faults))
-    return None if faults else column
-
-
-@lru_cache(maxsize=64)
-def _schema_columns(store: str, encoder_version: str) -> tuple[tuple[str, _Parse, int], ...]:
-    """Return an encoder's columns, how each is read and its width (0: one value)."""
-    schema = load_encoder(store, encoder_version).preprocessor.schema
-    return (
-        *((name, _floats, width) for name, width in schema.array_columns.items()),
-        *((name, _strings, width) for name, width in schema.text_columns.items()),
-        *((name, _whole, 0) for name in schema.as_of_columns),
-        *((name, _words, 0) for name in schema.modality_columns),
-    )
 
 
 def _embeddings(encoded: Encoded, spec: OnDemandSpec) -> list[bytes]:

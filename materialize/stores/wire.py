@@ -24,7 +24,7 @@ import numpy.typing as npt
 from encoder.errors import CorruptValue
 from materialize.stores import messages
 from materialize.stores.compact import unpack
-from materialize.stores.values import blob_header, packed_header
+from materialize.stores.values import CREATED_FIELD, blob_header, packed_header
 from transforms.names import FLOAT32
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "event_times",
     "float_lists",
     "integers",
+    "row_times",
     "text_lists",
     "texts",
 ]
@@ -199,16 +200,38 @@ def event_times(
         What Feast's Redis store keeps under ``_ts:view``: protobuf timestamps, to which Palate adds
         the created time. Empty bytes are 1970 itself.
     """
+    moments, _, valid = _times(values, place, fill, faults)
+    return moments, valid
+
+
+def row_times(
+    values: Stored, place: Place, *, fill: int = 0, faults: Faults | None = None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], _Bool]:
+    """Return event times, created times and which rows are valid; see `event_times`.
+
+    Returns
+    -------
+    (int64 (n,), int64 (n,), bool (n,))
+        Microseconds since 1970; ``fill`` also where a valid row has no created time.
+    """
+    return _times(values, place, fill, faults)
+
+
+def _times(
+    values: Stored, place: Place, fill: int, faults: Faults | None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], _Bool]:
     moments, valid = np.full(len(values), fill, np.int64), np.zeros(len(values), np.bool_)
+    created = np.full(len(values), fill, np.int64)
     found: dict[int, str] = {}
     rows = np.array([row for row, value in enumerate(values) if value is not None], np.int64)
-    seconds, nanos, whole = _plain_times([value for value in values if value is not None])
+    read, whole = _plain_times([value for value in values if value is not None], fill)
     at = rows[whole]
-    moments[at], valid[at] = seconds[whole] * messages.MICROSECONDS + nanos[whole] // 1000, True
+    moments[at] = read[1][whole] * messages.MICROSECONDS + read[2][whole] // 1000
+    created[at], valid[at] = read[CREATED_FIELD][whole], True
     for row in rows[~whole].tolist():
         _read_into(moments, valid, [row], values[row], messages.read_moment, found)
     _report(found, place, "a time", faults)
-    return moments, valid
+    return moments, created, valid
 
 
 def _report(found: dict[int, str], place: Place, expected: str, faults: Faults | None) -> None:
@@ -326,12 +349,12 @@ def _varint_values(groups: _Bytes) -> npt.NDArray[np.int64]:
 
 
 def _plain_times(
-    rows: Sequence[bytes],
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], _Bool]:
-    """Return seconds and nanoseconds of timestamps, int64 (m,), and which rows are plain ones.
+    rows: Sequence[bytes], fill: int
+) -> tuple[dict[int, npt.NDArray[np.int64]], _Bool]:
+    """Return fields of timestamps by number, int64 (m,), and which rows are plain ones.
 
     Plain is a message of up to three varint fields of one-byte tags: seconds, nanoseconds, and one
-    that protobuf does not know.
+    that protobuf does not know, such as the created time (``fill`` where there is none).
     """
     n, most = len(rows), 3 * (1 + _LONGEST_VARINT)
     lengths = np.fromiter(map(len, rows), np.int64, n)
@@ -340,7 +363,8 @@ def _plain_times(
     size = most + 1 + _LONGEST_VARINT
     padded = np.frombuffer(b"".join([row[:most].ljust(size, b"\0") for row in rows]), np.uint8)
     padded = padded.reshape(n, size)
-    read = {1: np.zeros(n, np.int64), 2: np.zeros(n, np.int64)}
+    read = {number: np.zeros(n, np.int64) for number in (1, 2)}
+    read[CREATED_FIELD] = np.full(n, fill, np.int64)
     at, ahead = np.zeros(n, np.int64), np.arange(_LONGEST_VARINT)
     for _ in range(3):
         left = whole & (at < lengths)
@@ -361,4 +385,4 @@ def _plain_times(
     seconds, nanos = read[1], read[2]
     whole &= (seconds >= messages.SECONDS[0]) & (seconds <= messages.SECONDS[1])
     whole &= (nanos >= 0) & (nanos < messages.NANOSECONDS)
-    return seconds, nanos, whole
+    return read, whole
