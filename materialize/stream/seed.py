@@ -1,18 +1,42 @@
-"""The hand-over from batch to stream: events of the clean tables into the states of their users."""
+"""The hand-over from batch to stream: what the clean tables hold, into the states of their users.
+
+Both are united, so a seed may run before, while and after events are streamed, and any number of
+times (ADR 0030).
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from datetime import datetime
+import logging
+import time
+from dataclasses import asdict, dataclass, field, replace
+from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from tqdm import tqdm
+
+from encoder.errors import DataFault
 from materialize.config import RepoSettings
 from materialize.ledger import Ledger
+from materialize.stream.history import History, open_history
+from materialize.stream.marker import StreamMarker, read_marker, write_marker
+from materialize.stream.union import StateUnion
+from transforms.clean import CleanTables
+from transforms.stream.state import UserStates
 
 if TYPE_CHECKING:
     from feast import FeatureStore
+    from redis import Redis
+    from redis.cluster import RedisCluster
 
 __all__ = ["SeedReport", "seed_states"]
+
+_log = logging.getLogger(__name__)
+
+_EVENT_BYTES = 200
+"""Peak memory of one event while its partition is read and applied."""
+_SAMPLE_USERS = 5_000
+_USER_BYTES = 150
+"""What a state takes in Redis beside its own bytes: two fields' names, the revision, allocation."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +50,16 @@ class SeedReport:
     floor_day : str
         Every event from this date (00:00 UTC) on is in the states.
     users, events, picks, sign_ups : int
-        Read from the clean tables, from the floor day on.
+        That the clean tables hold for states.
     written : int
         Users whose state gained something.
     rows_made : int
         Of these, users whose raw rows and embeddings had been made from less, and were made anew.
     state_bytes : int
-        Of the states that were written; of all states, estimated, in a dry run.
+        Of the states that were written without rows; in a dry run what all of them would take in
+        Redis, estimated from some.
+    refused : dict of str to int
+        Why events were left out of states -> events.
     seconds : float
     """
 
@@ -45,6 +72,7 @@ class SeedReport:
     written: int = 0
     rows_made: int = 0
     state_bytes: int = 0
+    refused: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -71,9 +99,11 @@ def seed_states(
     settings : RepoSettings
     ledger : Ledger
     until : datetime or None
-        Only events before this instant; None: all. A replay of the rest then stands for the stream.
+        Only what happened before this instant; None: everything. A replay of the rest then stands
+        for the stream.
     force : bool
-        Read all partitions again although the same data were seeded before (states were lost).
+        Read everything again although the same data were seeded before (states were lost), and
+        replace states that cannot be read.
     dry_run : bool
         Count, and estimate the bytes in Redis; writes nothing.
     progress : bool
@@ -86,6 +116,159 @@ def seed_states(
     Raises
     ------
     DataFault
-        No clean tables, or an online store that cannot hold states.
+        No clean tables, no event in them, or an online store that cannot hold states.
+    StreamConflict
+        A state cannot be read, and ``force`` is not given.
+    TransientError
+        Redis does not answer; what was done stays done.
+
+    Notes
+    -----
+    Side effects: writes states, and for users whose rows were made from less also rows, online and
+    offline. Safe to kill and to repeat, and to run beside workers: finished partitions are noted in
+    the online Redis itself, so that the note is lost together with the states. The mark that lets
+    `palate stream run` start is written last.
     """
-    raise NotImplementedError
+    began = time.perf_counter()
+    clean, stream = CleanTables(settings.data_dir), settings.file.stream
+    client, project = _online_client(store), store.project
+    memory = settings.file.memory_limit_mb
+    with open_history(
+        clean,
+        settings.dataset,
+        late_days=stream.late_days,
+        until=until,
+        memory_limit_mb=memory // 2,
+        spill=settings.data_dir,
+    ) as history:
+        report = SeedReport("planned", _date(history.floor_day), **asdict(history.counts()))
+        partitions = max(1, -(-report.events * _EVENT_BYTES // (memory * 2**20 // 4)))
+        if dry_run:
+            return _timed(replace(report, state_bytes=_estimate(history, report, settings)), began)
+        before = read_marker(client, project)
+        marker = _next_marker(before, settings, clean, history.floor_day, until)
+        report = replace(report, floor_day=_date(marker.floor_day or history.floor_day))
+        if not force and before is not None and _same(before, marker):
+            _log.info("data %s are seeded already", marker.fingerprint)
+            return _timed(replace(report, outcome="unchanged"), began)
+        notes = _Notes(client, project, f"{marker.fingerprint} {history.floor_day} {partitions}")
+        if force:
+            notes.forget()
+        union = StateUnion(
+            store, settings, ledger, floor_day=history.floor_day, replace_corrupt=force
+        )
+        _add_partitions(history, union, notes, partitions, progress=progress)
+        write_marker(client, project, replace(marker, at_us=time.time_ns() // 1000))
+        notes.forget()
+    counts = union.counts
+    report = replace(
+        report,
+        outcome="seeded",
+        written=counts.written,
+        rows_made=counts.rows_made,
+        state_bytes=counts.state_bytes,
+        refused=dict(counts.refused),
+    )
+    _log.info("%s", report)
+    return _timed(report, began)
+
+
+def _online_client(store: FeatureStore) -> Redis | RedisCluster:
+    from feast.infra.online_stores.helpers import get_online_store_from_config
+
+    from materialize.stores.redis import PalateRedisOnlineStore
+
+    online = get_online_store_from_config(store.config.online_store)
+    if not isinstance(online, PalateRedisOnlineStore):
+        raise DataFault(
+            f"The online store is {type(online).__name__}; states are kept in Palate's Redis store "
+            "(materialize.stores.redis.PalateRedisOnlineStore)."
+        )
+    client: Redis | RedisCluster = online._get_client(store.config.online_store)
+    return client
+
+
+def _add_partitions(
+    history: History, union: StateUnion, notes: _Notes, partitions: int, *, progress: bool
+) -> None:
+    done = notes.done()
+    if done:
+        _log.info("the seed resumes: %s of %s partitions are done", len(done), partitions)
+    history.split(partitions)
+    for number in tqdm(range(partitions), desc="seed", unit="partition", disable=not progress):
+        if number in done:
+            continue
+        for block in history.partition(number):
+            union.add(block)
+        union.flush()
+        notes.add(number)
+
+
+class _Notes:
+    """Which partitions of one piece of work are done; kept where the states are."""
+
+    def __init__(self, client: Redis | RedisCluster, project: str, work: str) -> None:
+        self._client, self._key = client, f"palate:{project}:stream-seed"
+        self._work = work
+
+    def done(self) -> set[int]:
+        """Return the finished partitions; notes of other work are dropped."""
+        found: Any = self._client.hgetall(self._key)
+        if found.pop(b"work", None) != self._work.encode():
+            self.forget()
+            self._client.hset(self._key, "work", self._work)
+            return set()
+        return {int(name) for name in found}
+
+    def add(self, number: int) -> None:
+        """Note that a partition is in the states."""
+        self._client.hset(self._key, str(number), "done")
+
+    def forget(self) -> None:
+        """Drop all notes."""
+        self._client.delete(self._key)
+
+
+def _next_marker(
+    before: StreamMarker | None,
+    settings: RepoSettings,
+    clean: CleanTables,
+    floor_day: int,
+    until: datetime | None,
+) -> StreamMarker:
+    """Return the mark that the seed leaves, but for its time."""
+    longest = max(settings.dataset.windows)
+    if before is not None and before.floor_day is not None and before.longest_window >= longest:
+        # What an earlier seed put into the states, and the stream since then, is still there.
+        floor_day = min(floor_day, before.floor_day)
+    fingerprint = clean.fingerprint() + ("" if until is None else f" until {until.isoformat()}")
+    return StreamMarker(floor_day, longest, fingerprint, 0)
+
+
+def _same(before: StreamMarker, marker: StreamMarker) -> bool:
+    return before.floor_day is not None and replace(before, at_us=0) == marker
+
+
+def _estimate(history: History, planned: SeedReport, settings: RepoSettings) -> int:
+    """Return about how many bytes the states take in Redis, from those of some users."""
+    partitions = max(1, planned.users // _SAMPLE_USERS)
+    users = total = 0
+    for block in history.sample(0, partitions):
+        nothing: list[bytes | None] = [None] * len(block.users)
+        united = UserStates.decode(block.users, nothing, {}).union(
+            block.states(),
+            longest_window=max(settings.dataset.windows),
+            floor=history.floor_day,
+            max_events=settings.file.stream.max_events_per_user,
+        )
+        users += len(block.users)
+        total += sum(map(len, united.states.encode())) + _USER_BYTES * len(block.users)
+    return planned.users * total // max(users, 1)
+
+
+def _timed(report: SeedReport, began: float) -> SeedReport:
+    return replace(report, seconds=round(time.perf_counter() - began, 3))
+
+
+def _date(day: int) -> str:
+    return (date(1970, 1, 1) + timedelta(days=day)).isoformat()
