@@ -217,7 +217,7 @@ class RunMetrics(Collector):
 class _Together(Collector):
     """Metrics of several runs; one family each, as the text format wants it."""
 
-    def __init__(self, runs: Sequence[RunMetrics]) -> None:
+    def __init__(self, runs: Sequence[Collector]) -> None:
         self._runs = runs
 
     def collect(self) -> Iterator[Metric]:
@@ -234,7 +234,7 @@ class _Together(Collector):
 @contextmanager
 def serve_metrics(
     port: int,
-    runs: Sequence[RunMetrics],
+    runs: Sequence[Collector],
     address: str = "0.0.0.0",  # noqa: S104
 ) -> Iterator[None]:
     """Answer ``http://address:port/metrics`` during the body.
@@ -243,8 +243,8 @@ def serve_metrics(
     ----------
     port : int
         0: serve nothing.
-    runs : sequence of RunMetrics
-        Of different views.
+    runs : sequence of Collector
+        `RunMetrics` of different views, or a worker's `StreamMetrics`.
     address : str
         Of the interface; by default all of them, because the scraper is another machine.
 

@@ -167,8 +167,7 @@ class RedisSource:
         self._outstanding: dict[int, set[bytes]] = defaultdict(set)
         self._turn = 0
         self._trimmed = time.monotonic()
-        self.gone = 0
-        """Entries that were handed out to a former owner and deleted from the stream since."""
+        self._gone = 0
 
     @property
     def owned(self) -> frozenset[int]:
@@ -231,6 +230,11 @@ class RedisSource:
     def waited_for(self) -> bool:
         """Whether another worker waits for partitions whose events are not yet acknowledged."""
         return any(self._outstanding[partition] for partition in self._leases.excess)
+
+    @property
+    def gone(self) -> int:
+        """Entries that were handed out to a former owner and deleted from the stream since."""
+        return self._gone
 
     def now_ms(self) -> float:
         """Return the time by Redis' clock."""
@@ -298,7 +302,7 @@ class RedisSource:
                 self._outstanding.pop(partition, None)
                 continue
             if gone:
-                self.gone += gone
+                self._gone += gone
                 logger.warning(
                     "partition %d: %d events were deleted from the stream before they were "
                     "acknowledged",

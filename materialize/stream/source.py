@@ -89,6 +89,16 @@ class EventSource(Protocol):
         """Whether another worker waits for partitions whose events are not yet acknowledged."""
         ...
 
+    @property
+    def owned(self) -> frozenset[int]:
+        """Partitions that this worker reads."""
+        ...
+
+    @property
+    def gone(self) -> int:
+        """Number of events that were handed out, and deleted before they were acknowledged."""
+        ...
+
     def now_ms(self) -> float:
         """Return the time by the clock that stamps ``appended_ms``."""
         ...
