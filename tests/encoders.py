@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from encoder.artifact import EncoderArtifact
+from encoder.artifact import EncoderArtifact, ModalityState
 from encoder.autoencoder import AutoencoderConfig, DenoisingAutoencoder
 from encoder.export import export_artifact
 from encoder.preprocessing import Preprocessor
@@ -38,9 +38,14 @@ class VectorState:
         return {"vectors": np.arange(6, dtype=np.float32).reshape(3, 2)}, {"ids": ["a", "ü", "c"]}
 
 
-def tiny_artifact(seed: int = 0, layout: RawLayout = LAYOUT) -> EncoderArtifact:
+_THREE_ITEMS = VectorState()
+
+
+def tiny_artifact(
+    seed: int = 0, layout: RawLayout = LAYOUT, modality: ModalityState = _THREE_ITEMS
+) -> EncoderArtifact:
     """Return an artifact with initial weights; equal seeds give equal numbers."""
-    schema = layout.schema(VERSION)
+    schema = layout.schema(modality.version)
     batch = random_batch(schema, 200)
     preprocessor = Preprocessor.fit(schema, [batch])
     model = replace(MODEL, seed=seed)
@@ -50,7 +55,7 @@ def tiny_artifact(seed: int = 0, layout: RawLayout = LAYOUT) -> EncoderArtifact:
         result,
         TrainingConfig(model=model),
         preprocessor,
-        VectorState(),
+        modality,
         dataset={"name": "tiny"},
         data_cutoff=WHEN,
     )
