@@ -22,7 +22,7 @@ from transforms.engine import DAY_US, arrow_table, bounded_connection, quoted
 from transforms.stream.events import StreamEvent
 from transforms.stream.state import UserStates
 
-__all__ = ["Block", "History", "HistoryCounts", "open_history"]
+__all__ = ["Block", "History", "HistoryCounts", "open_history", "sign_ups_given"]
 
 _BLOCK_USERS = 2_000
 _NEVER = -1
@@ -152,6 +152,25 @@ def open_history(
         yield History(connection, Path(folder), clean, dataset, floor_day, until_us)
 
 
+def sign_ups_given(clean: CleanTables, dataset: Dataset) -> str:
+    """Return SQL for the sign-ups that the users table gave: ``user_id``, ``given`` (microseconds).
+
+    The clean tables put the first event in the place of a missing one, so a sign-up at the very
+    time of the first event is none: it would forbid earlier events that the batch accepts.
+    """
+    users = f"read_parquet({quoted(clean.users)})"
+    if dataset.users is None or dataset.users.signed_up_at is None:
+        return f"SELECT user_id, NULL::BIGINT AS given FROM {users} WHERE false"
+    first = (
+        f"SELECT user_id, min(ts) AS first FROM read_parquet({quoted(clean.events)}) "
+        "GROUP BY user_id"
+    )
+    return (
+        f"SELECT user_id, epoch_us(signed_up_at) AS given FROM {users} "
+        f"LEFT JOIN ({first}) USING (user_id) WHERE signed_up_at IS DISTINCT FROM first"
+    )
+
+
 class History:
     """What states are seeded with.
 
@@ -170,10 +189,8 @@ class History:
 
     Notes
     -----
-    Picks have the time of the sign-up, as their batch row has. A sign-up counts where the users
-    table gave it: the clean tables put the first event in the place of a missing one, so a
-    sign-up at the very time of the first event is none. One before the floor day forbids no
-    event that a state could take, and is left out.
+    Picks have the time of the sign-up, as their batch row has. A sign-up before the floor day
+    forbids no event that a state could take, and is left out.
     """
 
     def __init__(
@@ -194,19 +211,12 @@ class History:
             "SELECT user_id, item_id, ts, weight, context "
             f"FROM {events} WHERE ts >= {floor} AND {_before('ts', until_us)}"
         )
-        signed_up = str(_NEVER)
-        joined = users
-        if dataset.users is not None and dataset.users.signed_up_at is not None:
-            first = f"(SELECT user_id, min(ts) AS first FROM {events} GROUP BY user_id)"
-            joined = f"{users} LEFT JOIN {first} USING (user_id)"
-            signed_up = (
-                f"CASE WHEN signed_up_at >= {floor} AND signed_up_at IS DISTINCT FROM first "
-                f"THEN epoch_us(signed_up_at) ELSE {_NEVER} END"
-            )
         self._users = (
             "SELECT * FROM (SELECT user_id, onboarding AS picks, "
             f"CASE WHEN len(onboarding) > 0 THEN epoch_us(signed_up_at) ELSE {_NEVER} END "
-            f"AS pick_time, {signed_up} AS signed_up FROM {joined} "
+            "AS pick_time, "
+            f"CASE WHEN given >= {floor_day * DAY_US} THEN given ELSE {_NEVER} END AS signed_up "
+            f"FROM {users} LEFT JOIN ({sign_ups_given(clean, dataset)}) USING (user_id) "
             f"WHERE {_before('signed_up_at', until_us)}) "
             f"WHERE pick_time <> {_NEVER} OR signed_up <> {_NEVER}"
         )

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from encoder.errors import DataFault
 from materialize.config import RepoSettings
 from materialize.ledger import Ledger
+from materialize.stream.atomic import UserHashes
 from materialize.stream.history import History, open_history
 from materialize.stream.marker import StreamMarker, read_marker, write_marker
 from materialize.stream.union import StateUnion
@@ -131,7 +131,7 @@ def seed_states(
     """
     began = time.perf_counter()
     clean, stream = CleanTables(settings.data_dir), settings.file.stream
-    client, project = _online_client(store), store.project
+    client, project = UserHashes(store).client, store.project
     memory = settings.file.memory_limit_mb
     with open_history(
         clean,
@@ -171,21 +171,6 @@ def seed_states(
     )
     _log.info("%s", report)
     return _timed(report, began)
-
-
-def _online_client(store: FeatureStore) -> Redis | RedisCluster:
-    from feast.infra.online_stores.helpers import get_online_store_from_config
-
-    from materialize.stores.redis import PalateRedisOnlineStore
-
-    online = get_online_store_from_config(store.config.online_store)
-    if not isinstance(online, PalateRedisOnlineStore):
-        raise DataFault(
-            f"The online store is {type(online).__name__}; states are kept in Palate's Redis store "
-            "(materialize.stores.redis.PalateRedisOnlineStore)."
-        )
-    client: Redis | RedisCluster = online._get_client(store.config.online_store)
-    return client
 
 
 def _add_partitions(
