@@ -19,7 +19,6 @@ from encoder.errors import DataFault
 from transforms.clean import CleanTables
 from transforms.dataset import Dataset
 from transforms.engine import DAY_US, arrow_table, bounded_connection, quoted
-from transforms.stream.events import StreamEvent
 from transforms.stream.state import UserStates
 
 __all__ = ["Block", "History", "HistoryCounts", "open_history", "sign_ups_given"]
@@ -78,29 +77,6 @@ class Block:
             self.pick_times[place],
             self.signed_up[place],
         )
-
-    def stream_events(self, *, context: bool, consumed: bool = True) -> list[StreamEvent]:
-        """Return the same as events of a stream; ``context``: the data set has such columns.
-
-        ``consumed``: with those of the events table, else picks and sign-ups only.
-        """
-        found: list[StreamEvent] = []
-        picks = zip(self.users, self.pick_times.tolist(), self.picks.to_pylist(), strict=True)
-        for user, at in zip(self.users, self.signed_up.tolist(), strict=True):
-            if at != _NEVER:
-                found.append(StreamEvent("sign_up", user, at))
-        for user, at, items in picks:
-            found += [StreamEvent("onboarding_pick", user, at, item) for item in items]
-        if not consumed:
-            return found
-        times = self.events["ts"].cast(pa.int64()).to_pylist()
-        names = ("user_id", "item_id", "weight", "context")
-        columns = [self.events[name].to_pylist() for name in names]
-        for at, user, item, weight, values in zip(times, *columns, strict=True):
-            found.append(
-                StreamEvent("consume", user, at, item, weight, tuple(values) if context else None)
-            )
-        return found
 
 
 @contextmanager

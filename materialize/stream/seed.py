@@ -54,12 +54,12 @@ class SeedReport:
     written : int
         Users whose state gained something.
     rows_made : int
-        Of these, users whose raw rows and embeddings had been made from less, and were made anew.
+        Of these, users who had a state before: their rows, made from less, were made anew.
     state_bytes : int
-        Of the states that were written without rows; in a dry run what all of them would take in
-        Redis, estimated from some.
-    refused : dict of str to int
-        Why events were left out of states -> events.
+        Of the states that are new; in a dry run what all of them would take in Redis, estimated
+        from some.
+    failed : dict of str to int
+        Kind of fault -> users whose state stays as it was.
     seconds : float
     """
 
@@ -72,7 +72,7 @@ class SeedReport:
     written: int = 0
     rows_made: int = 0
     state_bytes: int = 0
-    refused: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def seed_states(
         written=counts.written,
         rows_made=counts.rows_made,
         state_bytes=counts.state_bytes,
-        refused=dict(counts.refused),
+        failed=dict(counts.failed),
     )
     _log.info("%s", report)
     return _timed(report, began)

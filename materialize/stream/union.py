@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING
 from encoder.errors import CorruptState, StreamConflict, TransientError
 from materialize.config import RepoSettings
 from materialize.ledger import Ledger
-from materialize.stream.apply import Applier
 from materialize.stream.atomic import REVISION_FIELD, STATE_FIELD, UserHashes
 from materialize.stream.history import Block
 from materialize.stream.offline import OfflineRows
-from materialize.stream.source import Delivery
-from transforms.stream.events import StreamEvent, event_payload
-from transforms.stream.state import UserStates
+from materialize.stream.steps import UserSteps
+from materialize.stream.targets import TargetWatch
+from transforms.stream.state import Applied, UserStates
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -41,25 +40,26 @@ class UnionCounts:
     written : int
         Users whose state gained something.
     rows_made : int
-        Of these, users whose rows were made anew.
+        Of these, users who had a state before: what was made of it was made anew.
     state_bytes : int
-        Of the states that were written alone.
-    refused : Counter of str
-        Why the applier left an event out -> events.
+        Of the states that are new.
+    failed : Counter of str
+        Kind of fault -> users whose state stays as it was.
     """
 
     written: int = 0
     rows_made: int = 0
     state_bytes: int = 0
-    refused: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)
 
 
 class StateUnion:
     """Adds blocks of history to users' states; safe beside workers and to repeat.
 
     A user without a state gets one, and nothing else: the batch's rows are online. A user whose
-    state gains something has rows that were made from less. Where the states know the new row
-    whole, the user's events go through `Applier` as if they were streamed, which makes it.
+    state gains something has rows that were made from less: state, rows and embeddings move in
+    one step, as when events are streamed. Where the newest row would need events from before the
+    floor, the batch's row stays.
 
     Parameters
     ----------
@@ -85,11 +85,13 @@ class StateUnion:
         floor_day: int,
         replace_corrupt: bool,
     ) -> None:
-        self._store, self._settings, self._ledger = store, settings, ledger
+        stream = settings.file.stream
+        self._longest = max(settings.dataset.windows)
+        self._max_events = stream.max_events_per_user
         self._floor_day, self._replace_corrupt = floor_day, replace_corrupt
         self._hashes = UserHashes(store)
-        self._applier: Applier | None = None
-        stream = settings.file.stream
+        self._targets = TargetWatch(store, settings, ledger).targets
+        self._steps = UserSteps(self._hashes, settings.artifacts_url)
         self._offline = OfflineRows(
             store, flush_seconds=stream.flush_seconds, flush_rows=stream.flush_rows
         )
@@ -105,12 +107,9 @@ class StateUnion:
         TransientError
             Redis does not answer, or others kept changing the same users.
         """
-        streamed: set[int | str] = set()
         for _ in range(_ATTEMPTS):
-            left = self._attempt(block, streamed)
+            left = self._attempt(block)
             if not left:
-                self.counts.written += len(streamed)
-                self.counts.rows_made += len(streamed)
                 return
             block = block.take(left)
         raise TransientError(
@@ -123,99 +122,83 @@ class StateUnion:
         if len(self._offline):
             self._offline.flush()
 
-    def _attempt(self, block: Block, streamed: set[int | str]) -> list[int]:
-        """Unite once; return the rows that have to be looked at again.
-
-        ``streamed`` is extended by the users whose events went through the applier.
-        """
+    def _attempt(self, block: Block) -> list[int]:
+        """Unite once; return the rows of users who had no state, and had one a moment later."""
         keys = self._hashes.keys(block.users)  # type: ignore[arg-type] # all of one type
         read = self._hashes.read(keys, _FIELDS)
-        stored = [row[0] for row in read]
         faults: dict[int, CorruptState] = {}
-        states = UserStates.decode(block.users, stored, faults)
+        UserStates.decode(block.users, [row[0] for row in read], faults)
         if faults and not self._replace_corrupt:
-            raise _corrupt(block.users, faults)
-        stream = self._settings.file.stream
-        united = states.union(
-            block.states(),
-            longest_window=max(self._settings.dataset.windows),
-            floor=self._floor_day,
-            max_events=stream.max_events_per_user,
-        )
-        changed = united.changed.nonzero()[0].tolist()
-        made = united.activity | united.onboarding | united.profile
-        again = [
-            row
-            for row in changed
-            if made[row]
-            and stored[row] is not None
-            and row not in faults
-            and block.users[row] not in streamed
-        ]
-        alone = sorted(set(changed) - set(again))
-        lost = self._write(block, keys, read, united.states.encode(), alone, streamed)
-        whole = [row for row in again if united.activity[row]]
-        self._stream(block.take(whole), consumed=True)
-        # Their newest row would need events from before the floor: the batch has it.
-        self._stream(block.take(sorted(set(again) - set(whole))), consumed=False)
-        streamed.update(block.users[row] for row in again)
-        return sorted({*lost, *again})
+            raise _unreadable(block.users, faults)
+        known = [row for row in range(len(read)) if read[row][0] and row not in faults]
+        self._extend(block.take(known))
+        new = sorted(set(range(len(read))) - set(known))
+        return self._begin(block, [keys[row] for row in new], [read[row][1] for row in new], new)
 
-    def _write(
+    def _begin(
         self,
         block: Block,
         keys: Sequence[bytes],
-        read: Sequence[Sequence[bytes | None]],
-        blobs: Sequence[bytes],
+        revisions: Sequence[bytes | None],
         rows: Sequence[int],
-        streamed: set[int | str],
     ) -> list[int]:
-        """Write states alone; return the rows for which another writer came first."""
+        """Write states where there are none; return the rows for which another came first."""
         if not rows:
             return []
+        part = block.take(rows)
+        united = self._united(UserStates.decode(part.users, [None] * len(rows), {}), part)
+        blobs = united.states.encode()
         now = time.time_ns() // 1000
-        revisions = [max(now, int(read[row][1] or 0) + 1) for row in rows]
-        set_ = self._hashes.commit(
-            [keys[row] for row in rows],
+        done = self._hashes.commit(
+            keys,
             [REVISION_FIELD],
-            [[read[row][1]] for row in rows],
-            [list(_FIELDS)],
+            [[revision] for revision in revisions],
+            [_FIELDS],
             [
-                [[blobs[row], str(revision).encode()]]
-                for row, revision in zip(rows, revisions, strict=True)
+                [[blob, b"%d" % max(now, int(revision or 0) + 1)]]
+                for blob, revision in zip(blobs, revisions, strict=True)
             ],
         )
-        for row, done in zip(rows, set_.tolist(), strict=True):
-            if done:
-                self.counts.written += block.users[row] not in streamed
-                self.counts.state_bytes += len(blobs[row])
-        return [row for row, done in zip(rows, set_.tolist(), strict=True) if not done]
+        lost = []
+        for row, blob, ok in zip(rows, blobs, done.tolist(), strict=True):
+            if ok:
+                self.counts.written += 1
+                self.counts.state_bytes += len(blob)
+            else:
+                lost.append(row)
+        return lost
 
-    def _stream(self, block: Block, *, consumed: bool) -> None:
-        """Apply a block's events as if they were streamed."""
+    def _extend(self, block: Block) -> None:
+        """Unite with states that are there; rows follow where something is new."""
         if not block.users:
             return
-        if self._applier is None:
-            self._applier = Applier(self._store, self._settings, self._ledger)
-        names = self._settings.dataset.events.context
-        events = block.stream_events(context=bool(names), consumed=consumed)
-        size = self._settings.file.stream.batch_events
-        for start in range(0, len(events), size):
-            deliveries = [_delivery(event, names) for event in events[start : start + size]]
-            report = self._applier.apply(deliveries)
-            self.counts.refused.update(rejected.reason for rejected in report.rejected)
-            for view, table in report.offline.items():
-                self._offline.add(view, table, time.monotonic())
-            if self._offline.due(time.monotonic()):
-                self._offline.flush()
+
+        def change(states: UserStates, rows: Sequence[int]) -> Applied:
+            return self._united(states, block.take(rows))
+
+        taken = self._steps.take(self._targets, block.users, change, self._floor_day)
+        self.counts.written += len(taken.written)
+        self.counts.rows_made += len(taken.written)
+        for row, fault in taken.faults.items():
+            _log.warning("the state of user %r stays as it was: %s", block.users[row], fault)
+            self.counts.failed[type(fault).__name__] += 1
+        now = time.monotonic()
+        for view, tables in taken.tables.items():
+            for table in tables:
+                self._offline.add(view, table, now)
+        if self._offline.due(now):
+            self._offline.flush()
+
+    def _united(self, states: UserStates, block: Block) -> Applied:
+        return states.union(
+            block.states(),
+            longest_window=self._longest,
+            floor=self._floor_day,
+            max_events=self._max_events,
+        )
 
 
-def _delivery(event: StreamEvent, context: tuple[str, ...]) -> Delivery:
-    payload = event_payload(event, context)
-    return Delivery(0, b"seed", payload, redelivered=False, appended_ms=time.time_ns() // 1_000_000)
-
-
-def _corrupt(users: Sequence[int | str], faults: dict[int, CorruptState]) -> StreamConflict:
+def _unreadable(users: Sequence[int | str], faults: dict[int, CorruptState]) -> StreamConflict:
     named = ", ".join(repr(users[row]) for row in sorted(faults)[:_NAMED])
     return StreamConflict(
         f"The states of {len(faults)} user(s) cannot be read, among them {named}: "
