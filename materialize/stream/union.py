@@ -127,43 +127,38 @@ class StateUnion:
         keys = self._hashes.keys(block.users)  # type: ignore[arg-type] # all of one type
         read = self._hashes.read(keys, _FIELDS)
         faults: dict[int, CorruptState] = {}
-        UserStates.decode(block.users, [row[0] for row in read], faults)
+        states = UserStates.decode(block.users, [row[0] for row in read], faults)
         if faults and not self._replace_corrupt:
             raise _unreadable(block.users, faults)
-        known = [row for row in range(len(read)) if read[row][0] and row not in faults]
+        united = self._united(states, block)
+        changed = united.changed.nonzero()[0].tolist()
+        known = [row for row in changed if read[row][0] and row not in faults]
         self._extend(block.take(known))
-        new = sorted(set(range(len(read))) - set(known))
-        return self._begin(block, [keys[row] for row in new], [read[row][1] for row in new], new)
+        new = sorted(set(changed) - set(known))
+        return self._begin(keys, [row[1] for row in read], united, new) if new else []
 
     def _begin(
         self,
-        block: Block,
         keys: Sequence[bytes],
         revisions: Sequence[bytes | None],
+        united: Applied,
         rows: Sequence[int],
     ) -> list[int]:
         """Write states where there are none; return the rows for which another came first."""
-        if not rows:
-            return []
-        part = block.take(rows)
-        united = self._united(UserStates.decode(part.users, [None] * len(rows), {}), part)
         blobs = united.states.encode()
         now = time.time_ns() // 1000
         done = self._hashes.commit(
-            keys,
+            [keys[row] for row in rows],
             [REVISION_FIELD],
-            [[revision] for revision in revisions],
+            [[revisions[row]] for row in rows],
             [_FIELDS],
-            [
-                [[blob, b"%d" % max(now, int(revision or 0) + 1)]]
-                for blob, revision in zip(blobs, revisions, strict=True)
-            ],
+            [[[blobs[row], b"%d" % max(now, int(revisions[row] or 0) + 1)]] for row in rows],
         )
         lost = []
-        for row, blob, ok in zip(rows, blobs, done.tolist(), strict=True):
-            if ok:
+        for row, written in zip(rows, done.tolist(), strict=True):
+            if written:
                 self.counts.written += 1
-                self.counts.state_bytes += len(blob)
+                self.counts.state_bytes += len(blobs[row])
             else:
                 lost.append(row)
         return lost
