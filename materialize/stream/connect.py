@@ -27,11 +27,19 @@ from materialize.stream.keys import config_key
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["connect", "expand_url", "fix_partitions", "is_transient", "lost_stream", "masked"]
+__all__ = [
+    "connect",
+    "expand_url",
+    "fix_partitions",
+    "is_transient",
+    "lost_stream",
+    "masked",
+    "require_fit",
+]
 
 _SILENCE_SECONDS = 5.0
 """How long Redis may be silent before a call fails; more than any poll waits."""
-_OLDEST = 7
+_OLDEST_MAJOR = 7
 """XAUTOCLAIM tells which entries are gone, and XINFO how many are left, from Redis 7 on."""
 _PARTITIONS = "partitions"
 _REFUSED = (AuthenticationError, AuthorizationError, NoPermissionError)
@@ -97,37 +105,53 @@ def connect(url: str) -> redis.Redis:
             "Expected for example redis://user:password@host:6379/0."
         ) from exc
     try:
+        require_fit(client, shown)
+    except BaseException:
+        client.close()
+        raise
+    return client
+
+
+def require_fit(client: redis.Redis, where: str) -> None:
+    """Check that a server answers and is fit for the event stream.
+
+    Raises
+    ------
+    StreamConflict
+        It is part of a cluster, or too old.
+    StoreRefused
+        Wrong user, password or permissions.
+    TransientError
+        It does not answer.
+    """
+    try:
         answer: Any = client.info("server")
         clustered: Any = client.info("cluster")
     except (RedisError, OSError) as exc:
-        client.close()
-        raise failure(exc, shown) from exc
-    fault = None
+        raise _failure(exc, where) from exc
     if clustered.get("cluster_enabled"):
-        fault = (
-            "is part of a Redis cluster, and the event stream needs a single server. "
+        raise StreamConflict(
+            f"{where} is part of a Redis cluster, and the event stream needs a single server. "
             "Name one in stream.url of palate.yaml; the online store may stay on the cluster."
         )
     version = str(answer["redis_version"])
-    if int(version.split(".")[0]) < _OLDEST:
-        fault = f"is Redis {version}; the event stream needs {_OLDEST}.0 or newer."
-    if fault:
-        client.close()
-        raise StreamConflict(f"{shown} {fault}")
-    return client
+    if int(version.split(".")[0]) < _OLDEST_MAJOR:
+        raise StreamConflict(
+            f"{where} is Redis {version}; the event stream needs {_OLDEST_MAJOR}.0 or newer."
+        )
 
 
 def is_transient(error: BaseException) -> bool:
     """Return whether another try may succeed: nothing answers, or the server is not ready."""
     if isinstance(error, _REFUSED):
         return False
-    if isinstance(error, TransientError | OSError | _PASSING):
+    if isinstance(error, TransientError | ConnectionError | TimeoutError | _PASSING):
         return True
-    # redis-py's ConnectionError and TimeoutError are no OSError.
+    # redis-py's errors of the same names are no OSError.
     return isinstance(error, RedisError) and not isinstance(error, ResponseError)
 
 
-def failure(error: Exception, where: str) -> EmbeddingError:
+def _failure(error: Exception, where: str) -> EmbeddingError:
     """Return an error of Redis as one of ours."""
     if is_transient(error):
         return TransientError(

@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from encoder.errors import StreamConflict
@@ -48,11 +48,11 @@ class FileSource:
         self._path = path
         self._position = path.with_name(path.name + ".position")
         self._dead = path.with_name(path.name + ".dead.jsonl")
-        self._lock = self._position.with_name(self._position.name + ".lock").open("wb")
+        self._file = path.open("rb")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._lock.close()
+            self._file.close()
             raise StreamConflict(
                 f"Another process reads {path}. Wait until it ends, or stop it."
             ) from None
@@ -61,7 +61,6 @@ class FileSource:
         self._handed_out = self._delivered
         self._outstanding: dict[int, None] = {}  # positions in the order of the file
         self._done: set[int] = set()
-        self._file = path.open("rb")
         if is_parquet(path):
             self._rest = parquet_payloads(path, context, self._acknowledged)
         else:
@@ -138,9 +137,8 @@ class FileSource:
         """Close the file and let another process read it."""
         self._rest.close()
         self._file.close()
-        self._lock.close()
 
-    def _finish(self, positions: Iterator[int] | Sequence[int]) -> None:
+    def _finish(self, positions: Iterable[int]) -> None:
         self._done.update(positions)
         behind = self._acknowledged
         for at in list(self._outstanding):
@@ -159,7 +157,7 @@ class FileSource:
         except FileNotFoundError:
             return 0, 0
         if stored.get("format") != _FORMAT or stored["size"] != self._size:
-            self._lock.close()
+            self._file.close()
             raise StreamConflict(
                 f"{self._position} is of another file than {self._path} is now ({self._size} "
                 f"bytes). Delete it to apply {self._path} from its beginning: what was applied "
@@ -182,8 +180,8 @@ class FileSource:
         """Return the positions of dead letters, so that a repeated one is not written twice."""
         if not self._dead.exists():
             return set()
-        found = set()
-        with self._dead.open(encoding="utf-8") as file:
-            for line in file:
-                found.add(int(json.loads(line)["id"].partition(":")[2]))
-        return found
+        content = self._dead.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):  # a kill in the middle of a line
+            os.truncate(self._dead, len(whole))
+        return {int(json.loads(line)["id"].partition(":")[2]) for line in whole.splitlines()}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
@@ -44,7 +42,7 @@ class LatencyHistogram:
         self.counts += np.bincount(places, minlength=len(self.counts))
         self.sum_ms += float(held.sum())
 
-    def merge(self, counts: Sequence[int], sum_ms: float) -> None:
+    def merge(self, counts: npt.ArrayLike, sum_ms: float) -> None:
         """Add another histogram's ``counts`` and ``sum_ms``."""
         self.counts += np.asarray(counts, np.int64)
         self.sum_ms += sum_ms

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,7 +24,7 @@ def is_parquet(path: Path) -> bool:
         return file.read(4) == b"PAR1"
 
 
-def line_payloads(file: BinaryIO, skip_bytes: int = 0) -> Iterator[tuple[int, bytes]]:
+def line_payloads(file: BinaryIO, skip_bytes: int = 0) -> Generator[tuple[int, bytes], None, None]:
     """Yield each line that is not empty, with the position behind it in bytes."""
     at = skip_bytes
     if at:
@@ -37,7 +37,7 @@ def line_payloads(file: BinaryIO, skip_bytes: int = 0) -> Iterator[tuple[int, by
 
 def parquet_payloads(
     path: Path, context: Sequence[str], skip_rows: int = 0
-) -> Iterator[tuple[int, bytes]]:
+) -> Generator[tuple[int, bytes], None, None]:
     """Yield each row of clean events as a payload, with the position behind it in rows.
 
     Parameters

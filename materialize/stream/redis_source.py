@@ -256,9 +256,12 @@ class RedisSource:
 
     def close(self) -> None:
         """Release the leases; what is not acknowledged is handed out to who takes over."""
-        self._leases.leave()
         self._outstanding.clear()
         self._cursors.clear()
+        try:
+            self._leases.leave()
+        finally:
+            self._client.close()
 
     def _open(self, partition: int) -> None:
         """Begin to read a partition: first what its former owner left unacknowledged."""

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from datetime import date, datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ResponseError
 
-from materialize.stream.keys import GROUP, events_key, lease_key
+from materialize.stream.connect import fix_partitions
+from materialize.stream.keys import GROUP, dead_key, events_key, lease_key
+from materialize.stream.marker import read_marker
 from materialize.stream.source import Lag, PartitionLag
 
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["read_lag"]
+    from materialize.context import Context
 
+__all__ = ["read_lag", "stream_status"]
+
+_EPOCH = date(1970, 1, 1).toordinal()
 _COUNT_PER_CALL = 1_000
 
 
@@ -83,3 +90,56 @@ def _count(client: Redis, key: str, after: bytes) -> int:
         if len(part) < _COUNT_PER_CALL:
             return count
         after = part[-1][0]
+
+
+def stream_status(context: Context) -> dict[str, Any]:
+    """Return how a repository's stream stands, as plain JSON types.
+
+    Raises
+    ------
+    DataFault
+        The online store is not Palate's for Redis.
+    StreamConflict, StoreRefused, TransientError
+        As `materialize.stream.service.open_events`, or the stream was never used.
+    """
+    from materialize.stream.atomic import UserHashes
+    from materialize.stream.service import open_events
+
+    store, project = context.store, context.store.project
+    with closing(UserHashes(store).client) as online:
+        marker = read_marker(online, project)
+    with closing(open_events(store, context.settings)) as client:
+        count = fix_partitions(client, project, None)
+        lag = read_lag(client, project, count)
+        with client.pipeline(transaction=False) as pipe:
+            for p in range(count):
+                pipe.xlen(dead_key(project, p))
+            dead: list[int] = pipe.execute()
+    floor = None if marker is None else marker.floor_day
+    return {
+        "project": project,
+        "states": None
+        if marker is None
+        else {
+            "floor_day": None if floor is None else str(date.fromordinal(_EPOCH + floor)),
+            "longest_window": marker.longest_window,
+            "fingerprint": marker.fingerprint,
+            "at": datetime.fromtimestamp(marker.at_us / 1_000_000, timezone.utc).isoformat(),
+        },
+        "undelivered": lag.undelivered,
+        "unacknowledged": lag.unacknowledged,
+        "oldest_age_seconds": lag.oldest_age_ms / 1000,
+        "dead_letters": sum(dead),
+        "workers": len({one.owner for one in lag.partitions if one.owner is not None}),
+        "partitions": [
+            {
+                "partition": one.partition,
+                "owner": one.owner,
+                "undelivered": one.undelivered,
+                "unacknowledged": one.unacknowledged,
+                "oldest_age_seconds": one.oldest_age_ms / 1000,
+                "dead_letters": letters,
+            }
+            for one, letters in zip(lag.partitions, dead, strict=True)
+        ],
+    }
