@@ -19,13 +19,14 @@ from encoder.errors import VerificationFailed
 from materialize.ledger import Bridge, Space
 from materialize.stores.compact import list_column, round_trip
 from transforms.names import FLOAT32, USER_KEY, vector_form
-from transforms.runtime import encode, load_encoder
+from transforms.runtime import Encoded, encode, load_encoder
 
 __all__ = [
     "bridge_rows",
     "embedding_matrix",
     "embedding_schema",
     "encode_rows",
+    "encoded_rows",
     "ensure_readable",
 ]
 
@@ -80,9 +81,33 @@ def encode_rows(batch: pa.RecordBatch, space: Space, store_url: str) -> pa.Recor
         user_column=USER_KEY,
     )
     encoded = encode(raw, space.encoder_version, store_url)
-    embedding = round_trip(encoded.embedding, vector_form(space.facts))
+    created = pa.array([datetime.now(timezone.utc)] * batch.num_rows, _INSTANT)
+    form = vector_form(space.facts)
+    return encoded_rows(batch.column(USER_KEY), encoded, space, created, form)
+
+
+def encoded_rows(
+    users: pa.Array, encoded: Encoded, space: Space, created: pa.Array, form: str
+) -> pa.RecordBatch:
+    """Return what was encoded as rows of the space's stored view.
+
+    Parameters
+    ----------
+    users : pyarrow array (n_rows,)
+    encoded : Encoded
+        Without errors.
+    space : Space
+    created : pyarrow timestamp array (n_rows,)
+    form : str
+        In which the view keeps vectors online.
+
+    Raises
+    ------
+    ValueError
+        An embedding does not fit the form (`materialize.stores.compact.round_trip`).
+    """
+    embedding = round_trip(encoded.embedding, form)
     n_rows = len(embedding)
-    users = batch.column(USER_KEY)
     return pa.RecordBatch.from_arrays(
         [
             users,
@@ -93,7 +118,7 @@ def encode_rows(batch: pa.RecordBatch, space: Space, store_url: str) -> pa.Recor
             pa.array(encoded.status.tolist(), pa.string()),
             pa.array(encoded.n_events, pa.int64()),
             pa.array(encoded.as_of, pa.int64()).cast(_INSTANT),
-            pa.array([datetime.now(timezone.utc)] * n_rows, _INSTANT),
+            created,
         ],
         schema=embedding_schema(users.type),
     )

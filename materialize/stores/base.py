@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     _Vector = GetOnlineFeaturesResponse.FeatureVector
 
-__all__ = ["AtomicOnlineStore", "WithoutVectorSearch", "WriteCounts"]
+__all__ = ["AtomicOnlineStore", "WithoutVectorSearch", "WriteCounts", "stored_values"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
@@ -193,7 +193,6 @@ class AtomicOnlineStore(OnlineStore):
             else pa.nulls(batch.num_rows, pa.timestamp("us", "UTC"))
         )
         columns = [batch.column(name) for name, _ in fields]
-        form, compact = compact_fields(view)
         return EncodedRows(
             tuple(name for name, _ in fields),
             entity_keys(
@@ -201,10 +200,7 @@ class AtomicOnlineStore(OnlineStore):
                 config.entity_key_serialization_version,
                 self._key_suffix(config),
             ),
-            [
-                compact_values(c, form) if name in compact else value_bytes(c, kind)
-                for c, (name, kind) in zip(columns, fields, strict=True)
-            ],
+            stored_values(view, batch),
             [value_text(c, kind) for c, (_, kind) in zip(columns, fields, strict=True)]
             if self._keeps_text
             else [],
@@ -313,6 +309,25 @@ class AtomicOnlineStore(OnlineStore):
             include_feature_view_version_metadata,
         )
         _finish(grouped_refs, online_features_response, start)
+
+
+def stored_values(view: FeatureView, batch: pa.RecordBatch) -> list[list[bytes]]:
+    """Return what an online store keeps of each feature of a view, a value a row.
+
+    Raises
+    ------
+    KeyError
+        A column is missing.
+    ValueError
+        A vector does not fit the view's form.
+    """
+    form, compact = compact_fields(view)
+    return [
+        compact_values(batch.column(f.name), form)
+        if f.name in compact
+        else value_bytes(batch.column(f.name), f.dtype.to_value_type().name)
+        for f in view.features
+    ]
 
 
 def _finish(

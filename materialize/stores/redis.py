@@ -20,7 +20,7 @@ from materialize.stores.removal import remove_online
 from materialize.stores.rows import EncodedRows
 from materialize.stores.values import timestamps
 
-__all__ = ["PalateRedisOnlineStore", "PalateRedisOnlineStoreConfig"]
+__all__ = ["PalateRedisOnlineStore", "PalateRedisOnlineStoreConfig", "by_slot", "hash_fields"]
 
 _KEYS_PER_CALL = 500
 _ARGUMENTS_PER_CALL = 8_000
@@ -117,11 +117,11 @@ class PalateRedisOnlineStore(OnDemandReads, AtomicOnlineStore, RedisOnlineStore)
     def _write_encoded(self, config: RepoConfig, view: FeatureView, rows: EncodedRows) -> int:
         client = self._get_client(config.online_store)
         name = compute_versioned_name(view, config.registry.enable_online_feature_view_versioning)
-        fields = _hash_fields({name: rows.names})
+        fields = hash_fields({name: rows.names})
         columns = [*rows.values, timestamps(rows.event_us, rows.created_us, rows.has_created)]
         head = [len(fields), config.online_store.key_ttl_seconds or 0, *fields]
         if isinstance(client, RedisCluster):
-            groups = _by_slot(client, rows.keys)
+            groups = by_slot(client, rows.keys)
         else:
             groups = [range(len(rows))]
         size = max(1, min(_KEYS_PER_CALL, _ARGUMENTS_PER_CALL // len(fields)))
@@ -145,14 +145,14 @@ class PalateRedisOnlineStore(OnDemandReads, AtomicOnlineStore, RedisOnlineStore)
     def _read_stored(
         self, config: RepoConfig, keys: Sequence[bytes], fields: Mapping[str, Sequence[str]]
     ) -> Replies:
-        names: list[str | bytes] = [*_hash_fields(fields)]
+        names: list[str | bytes] = [*hash_fields(fields)]
         found = self._read_hash_fields(config, [(key, names) for key in keys])
         return cast(Replies, found)
 
     async def _read_stored_async(
         self, config: RepoConfig, keys: Sequence[bytes], fields: Mapping[str, Sequence[str]]
     ) -> Replies:
-        names = _hash_fields(fields)
+        names = hash_fields(fields)
         client = await self._get_client_async(config.online_store)
         async with client.pipeline(transaction=False) as pipe:
             for key in keys:
@@ -179,7 +179,7 @@ class PalateRedisOnlineStore(OnDemandReads, AtomicOnlineStore, RedisOnlineStore)
         return answer
 
 
-def _hash_fields(fields: Mapping[str, Sequence[str]]) -> list[bytes]:
+def hash_fields(fields: Mapping[str, Sequence[str]]) -> list[bytes]:
     """Return the names in a user's hash of each view's fields and, behind them, its event time."""
     return [
         name
@@ -188,7 +188,7 @@ def _hash_fields(fields: Mapping[str, Sequence[str]]) -> list[bytes]:
     ]
 
 
-def _by_slot(client: RedisCluster, keys: Sequence[bytes]) -> list[Sequence[int]]:
+def by_slot(client: RedisCluster, keys: Sequence[bytes]) -> list[Sequence[int]]:
     """Return the rows of each hash slot: a script may touch the keys of one slot only."""
     slots: dict[int, list[int]] = {}
     for row, key in enumerate(keys):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from materialize.source import applied_view
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from feast import FeatureStore
 
 __all__ = ["OfflineRows"]
@@ -24,20 +27,53 @@ class OfflineRows:
     """
 
     def __init__(self, store: FeatureStore, *, flush_seconds: float, flush_rows: int) -> None:
-        raise NotImplementedError
+        from feast.infra.offline_stores.offline_utils import get_offline_store_from_config
+
+        self._store = store
+        self._offline: Any = get_offline_store_from_config(store.config.offline_store)
+        self._flush_seconds, self._flush_rows = flush_seconds, flush_rows
+        self._held: dict[str, list[pa.Table]] = {}
+        self._rows = 0
+        self._oldest = 0.0
 
     def __len__(self) -> int:
         """Return the number of rows that are held."""
-        raise NotImplementedError
+        return self._rows
 
     def add(self, view: str, table: pa.Table, now: float) -> None:
         """Hold rows of a view; ``now`` is the time of a monotonic clock, in seconds."""
-        raise NotImplementedError
+        if not len(table):
+            return
+        if not self._rows:
+            self._oldest = now
+        self._held.setdefault(view, []).append(table)
+        self._rows += len(table)
 
     def due(self, now: float) -> bool:
         """Return whether a flush is due."""
-        raise NotImplementedError
+        if not self._rows:
+            return False
+        return self._rows >= self._flush_rows or now - self._oldest >= self._flush_seconds
 
     def flush(self) -> int:
-        """Append what is held, return the number of rows; when it fails, all of it stays held."""
-        raise NotImplementedError
+        """Append what is held, return the number of rows; what cannot be appended stays held.
+
+        A view that was appended before another one failed is not appended again.
+
+        Raises
+        ------
+        DataFault
+            A view is not applied any more, or its source cannot be appended to.
+        OSError
+            The disk does not take it.
+        """
+        rows = 0
+        for view in list(self._held):
+            table = pa.concat_tables(self._held[view])
+            self._offline.offline_write_batch(
+                self._store.config, applied_view(self._store, view), table, None
+            )
+            del self._held[view]
+            rows += len(table)
+            self._rows -= len(table)
+        return rows

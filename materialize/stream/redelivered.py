@@ -1,0 +1,184 @@
+"""Offline rows of events that were applied before: a crash may have come before they were kept."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+import numpy as np
+import pyarrow as pa
+
+from materialize.stores.base import stored_values
+from materialize.stores.values import microseconds
+from materialize.stores.wire import Faults, Stored
+from materialize.stream.atomic import UserHashes
+from materialize.stream.embeddings import encode_views
+from materialize.stream.raw_rows import made_rows
+from materialize.stream.read_users import Bools, Ints, ReadUsers, RowTimes, User
+from materialize.stream.stored_rows import stored_table
+from materialize.stream.targets import StoredView, StreamTargets
+from transforms.layout import PROFILE
+from transforms.names import USER_KEY
+from transforms.stream.state import UserStates
+from transforms.tables import CREATED, EVENT_TIME
+
+__all__ = ["Moment", "rows_again"]
+
+_INSTANT = pa.timestamp("us", "UTC")
+
+
+@dataclass(frozen=True, order=True)
+class Moment:
+    """A redelivered event: the raw view that it changes, its time, and when it was appended."""
+
+    view: str
+    event_us: int
+    appended_us: int
+
+
+def rows_again(
+    hashes: UserHashes,
+    targets: StreamTargets,
+    artifacts: str,
+    moments: Mapping[User, Sequence[Moment]],
+    written: Collection[User],
+) -> list[tuple[str, pa.Table]]:
+    """Return the rows of some users that may not be offline yet: they are there twice, then.
+
+    What is online at this moment, with its own times; and the rows as of each moment, for which
+    the time of the append stands as created time, because nobody can know when they were made.
+
+    Parameters
+    ----------
+    hashes : UserHashes
+    targets : StreamTargets
+    artifacts : str
+        Folder or URL of the artifact store.
+    moments : mapping of user to sequence of Moment
+    written : collection of users
+        Whose rows that are online were written just now: these are at hand.
+
+    Raises
+    ------
+    TransientError
+        Redis does not answer.
+    """
+    read = ReadUsers(hashes, targets, list(moments))
+    online = np.array([user not in written for user in read.users], np.bool_)
+    found: list[tuple[str, pa.Table]] = []
+    for stored in targets.raw:
+        values = [read.column(stored, feature) for feature in stored.features]
+        found.append(
+            (stored.name, _online(targets, stored, read, values, read.times[stored.name], online))
+        )
+    views = [target.stored for target in targets.embeddings]
+    answers = hashes.read(read.keys, [f for stored in views for f in stored.fields])
+    columns = iter(zip(*answers, strict=True))
+    for stored in views:
+        values = [next(columns) for _ in stored.features]
+        # Of the same moment as the values, which is later than that of the raw rows.
+        times = RowTimes.of(next(columns), stored.name, read.users, read.faults)
+        found.append((stored.name, _online(targets, stored, read, values, times, online)))
+    found += _as_of(targets, artifacts, read, moments)
+    return [(view, table) for view, table in found if len(table)]
+
+
+def _online(
+    targets: StreamTargets,
+    stored: StoredView,
+    read: ReadUsers,
+    values: Sequence[Stored],
+    times: RowTimes,
+    wanted: Bools,
+) -> pa.Table:
+    """Return the rows of a view that are online and can be read."""
+    faults: Faults = {}
+    table = stored_table(targets, stored, values, read.users, faults)
+    kept = times.present & wanted
+    kept[[*faults, *read.faults]] = False
+    for name, moments in ((EVENT_TIME, times.event_us), (CREATED, times.created_us)):
+        table = table.append_column(name, pa.array(moments).cast(_INSTANT))
+    return table.filter(pa.array(kept))
+
+
+def _as_of(
+    targets: StreamTargets,
+    artifacts: str,
+    read: ReadUsers,
+    moments: Mapping[User, Sequence[Moment]],
+) -> Iterator[tuple[str, pa.Table]]:
+    """Yield raw rows and embeddings as they were at moments before those that are online."""
+    states = UserStates.decode(read.users, read.states, {})
+    earlier = [
+        sorted({one for one in moments[user] if one.event_us < read.times[one.view].event_us[row]})
+        for row, user in enumerate(read.users)
+    ]
+    for turn in zip_longest(*earlier):  # one moment a user, so that rows are told by their users
+        at = [row for row, one in enumerate(turn) if one is not None]
+        own = [one for one in turn if one is not None]
+        yield from _Turn(targets, read, np.array(at, np.int64), own).rows(states, artifacts)
+
+
+class _Turn:
+    """One moment each of some users."""
+
+    def __init__(
+        self, targets: StreamTargets, read: ReadUsers, rows: Ints, moments: Sequence[Moment]
+    ) -> None:
+        self._targets, self._read, self._at = targets, read, rows
+        self._users = [read.users[row] for row in rows.tolist()]
+        self._views = np.array([one.view for one in moments], object)
+        self._cuts = np.array([one.event_us for one in moments], np.int64)
+        self._created = np.array([one.appended_us for one in moments], np.int64)
+
+    def rows(self, states: UserStates, artifacts: str) -> Iterator[tuple[str, pa.Table]]:
+        """Yield the row of each moment's event, and the embeddings of what was known then."""
+        columns: dict[str, Stored] = {}
+        known = np.zeros(len(self._at), np.bool_)
+        for stored in self._targets.raw:
+            values = self._stored(stored)
+            if stored.name != PROFILE:
+                rows, table = self._made(stored, states)
+                batch = table.combine_chunks().to_batches()[0] if len(rows) else None
+                made = [] if batch is None else stored_values(stored.view, batch)
+                for column, new in zip(values, made, strict=False):
+                    for row, value in zip(rows.tolist(), new, strict=True):
+                        column[row] = value
+                exact = microseconds(table.column(EVENT_TIME)) == self._cuts[rows]
+                exact &= self._views[rows] == stored.name
+                known[rows[exact]] = True
+                table = table.append_column(
+                    CREATED, pa.array(self._created[rows]).cast(_INSTANT)
+                ).filter(pa.array(exact))
+                if len(table):
+                    yield stored.name, table
+            for feature, column in zip(stored.features, values, strict=True):
+                columns[f"{stored.name}__{feature}"] = column
+        kept = np.flatnonzero(known)
+        if len(kept):
+            embedded, unfit = encode_views(
+                self._targets,
+                artifacts,
+                {name: [column[row] for row in kept.tolist()] for name, column in columns.items()},
+                [self._users[row] for row in kept.tolist()],
+                self._created[kept],
+            )
+            for view, at, batch in embedded:
+                fit = pa.array([row not in unfit for row in at.tolist()], pa.bool_())
+                yield view.name, pa.Table.from_batches([batch]).filter(fit)
+
+    def _stored(self, stored: StoredView) -> list[list[bytes | None]]:
+        """Return the stored row of each user whose event is not after the moment, by feature."""
+        times = self._read.times[stored.name]
+        there = times.present[self._at] & (times.event_us[self._at] <= self._cuts)
+        pairs = list(zip(self._at.tolist(), there.tolist(), strict=True))
+        columns = [self._read.column(stored, feature) for feature in stored.features]
+        return [[column[row] if ok else None for row, ok in pairs] for column in columns]
+
+    def _made(self, stored: StoredView, states: UserStates) -> tuple[Ints, pa.Table]:
+        """Return the rows that the states make as of the moments, and whose they are."""
+        table = made_rows(stored.name, self._targets, states, self._at, self._cuts)
+        position = {user: row for row, user in enumerate(self._users)}
+        found = [position[user] for user in table.column(USER_KEY).to_pylist()]
+        return np.array(found, np.int64), table
