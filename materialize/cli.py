@@ -38,11 +38,11 @@ class _Group(click.Group):
     """Prints Palate's own errors as a message, without a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        from encoder.errors import EmbeddingError, EvaluationFault, LedgerConflict
+        from encoder.errors import EmbeddingError, EvaluationFault, LedgerConflict, StreamConflict
 
         try:
             return super().invoke(ctx)
-        except (LedgerConflict, EvaluationFault) as exc:
+        except (EvaluationFault, LedgerConflict, StreamConflict) as exc:
             click.echo(f"Refused: {exc}", err=True)
             sys.exit(3)
         except EmbeddingError as exc:

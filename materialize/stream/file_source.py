@@ -48,25 +48,28 @@ class FileSource:
         self._path = path
         self._position = path.with_name(path.name + ".position")
         self._dead = path.with_name(path.name + ".dead.jsonl")
+        self._outstanding: dict[int, None] = {}  # positions in the order of the file
+        self._done: set[int] = set()
         self._file = path.open("rb")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._size = path.stat().st_size
+            self._acknowledged, self._delivered = self._load()
+            self._handed_out = self._delivered
+            if is_parquet(path):
+                self._rest = parquet_payloads(path, context, self._acknowledged)
+            else:
+                self._rest = line_payloads(self._file, self._acknowledged)
+            self._next = next(self._rest, None)
+            self._rejected = self._read_rejected()
         except BlockingIOError:
             self._file.close()
             raise StreamConflict(
                 f"Another process reads {path}. Wait until it ends, or stop it."
             ) from None
-        self._size = path.stat().st_size
-        self._acknowledged, self._delivered = self._load()
-        self._handed_out = self._delivered
-        self._outstanding: dict[int, None] = {}  # positions in the order of the file
-        self._done: set[int] = set()
-        if is_parquet(path):
-            self._rest = parquet_payloads(path, context, self._acknowledged)
-        else:
-            self._rest = line_payloads(self._file, self._acknowledged)
-        self._next = next(self._rest, None)
-        self._rejected = self._read_rejected()
+        except BaseException:
+            self._file.close()
+            raise
 
     def poll(self, max_events: int, wait_ms: int) -> list[Delivery]:
         """Return up to ``max_events`` events; a file has nothing to wait for."""
@@ -152,16 +155,18 @@ class FileSource:
             self._save()
 
     def _load(self) -> tuple[int, int]:
+        """Return how far the file was acknowledged, and how far it was handed out."""
+        if not self._position.exists():
+            return 0, 0
         try:
             stored = json.loads(self._position.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return 0, 0
+        except ValueError:  # cut off by a crash of the machine
+            stored = {}
         if stored.get("format") != _FORMAT or stored["size"] != self._size:
-            self._file.close()
             raise StreamConflict(
-                f"{self._position} is of another file than {self._path} is now ({self._size} "
-                f"bytes). Delete it to apply {self._path} from its beginning: what was applied "
-                "before changes nothing."
+                f"{self._position} is not of {self._path} as it is now ({self._size} bytes). "
+                f"Delete it to apply {self._path} from its beginning: what was applied before "
+                "changes nothing."
             )
         return stored["acknowledged"], stored["delivered"]
 

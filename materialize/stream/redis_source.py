@@ -25,7 +25,6 @@ logger = logging.getLogger(__name__)
 
 _CONSUMER = "owner"
 """One name for all workers: the lease says who reads, so pending entries follow it."""
-_NEW = b">"
 _FIRST = b"0-0"
 _IDS_PER_CALL = 1_000
 _TRIM_SECONDS = 60.0
@@ -59,15 +58,15 @@ local function read(p, most)
     local got = redis.call('XAUTOCLAIM', key, group, consumer, 0, cursor, 'COUNT', most)
     answer[2] = got[1] == '0-0' and '>' or got[1]
     answer[3] = answer[3] + #got[3]
-    add(answer, got[2])
-    return false
+    answer[5] = answer[5] + add(answer, got[2])
+    return true
   end
   local got = redis.call('XREADGROUP', 'GROUP', group, consumer, 'COUNT', most, 'STREAMS', key, '>')
   return got and add(answer, got[1][2]) == most
 end
 local share = math.ceil(left / count)
 for p = 1, count do
-  answers[p] = {0, ARGV[5 + p], 0, {}}
+  answers[p] = {0, ARGV[5 + p], 0, {}, 0}
   if redis.call('GET', KEYS[2 * p - 1]) ~= worker then
     answers[p][1] = 1
   elseif left > 0 and read(p, math.min(share, left)) then
@@ -295,9 +294,7 @@ class RedisSource:
             self._cursors.update(dict.fromkeys(ready, _FIRST))
             raise
         found: list[Delivery] = []
-        for partition, before, (lost, cursor, gone, flat) in zip(
-            ready, cursors, answers, strict=True
-        ):
+        for partition, (lost, cursor, gone, flat, claimed) in zip(ready, answers, strict=True):
             if lost:
                 # The next look says whose it is; until then it is read no more.
                 self._leases.owned.discard(partition)
@@ -311,18 +308,18 @@ class RedisSource:
                     "acknowledged",
                     *(partition, gone),
                 )
-            again = before != _NEW
             self._cursors[partition] = cursor
-            found += self._deliveries(partition, flat, again)
+            found += self._deliveries(partition, flat, claimed)
         return found
 
-    def _deliveries(self, partition: int, flat: list[bytes], claimed: bool) -> list[Delivery]:
+    def _deliveries(self, partition: int, flat: list[bytes], claimed: int) -> list[Delivery]:
+        """Return entries as deliveries; the first ``claimed`` of them were handed out before."""
         handed_out = self._outstanding[partition]
         made = []
-        for one, payload in zip(flat[::2], flat[1::2], strict=True):
-            if claimed and one in handed_out:
+        for n, (one, payload) in enumerate(zip(flat[::2], flat[1::2], strict=True)):
+            if n < claimed and one in handed_out:
                 continue  # in the worker's hands
-            made.append(Delivery(partition, one, payload, claimed, _position(one)[0]))
+            made.append(Delivery(partition, one, payload, n < claimed, _position(one)[0]))
         handed_out.update(delivery.id for delivery in made)
         if made and _position(made[-1].id) > _position(self._last[partition]):
             self._last[partition] = made[-1].id
