@@ -18,7 +18,14 @@ from encoder.modality import ModalityEncoders
 from transforms.buckets import UserDays
 from transforms.layout import ACTIVITY, COUNTS_PER_WINDOW, RECENCY, RawLayout, field
 
-__all__ = ["Emission", "activity_tables", "bytes_per_day", "list_array", "onboarding_pooled"]
+__all__ = [
+    "Emission",
+    "activity_tables",
+    "bytes_per_day",
+    "list_array",
+    "onboarding_pooled",
+    "picks_pooled",
+]
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -73,6 +80,7 @@ def activity_tables(
     layout: RawLayout,
     emission: Emission,
     rows_per_table: int = 16_384,
+    known: Ints | None = None,
 ) -> Iterator[pa.Table]:
     """Yield the rows of ``user_activity`` of one partition, ordered by snapshot, then user.
 
@@ -86,6 +94,9 @@ def activity_tables(
     emission : Emission
     rows_per_table : int
         Bounds the memory of the wide arrays.
+    known : int64 (n_distinct_items,), optional
+        Position of each of ``data.items.dictionary`` in the encoders, -1 for an unknown one, where
+        the caller knows; default: the ids are looked up, which reads the whole catalogue.
 
     Notes
     -----
@@ -97,7 +108,8 @@ def activity_tables(
     if not len(row):
         return
     counts = _counts(data, row, layout.windows)
-    daily = _daily_sums(data, encoders)
+    known = encoders.index_of(data.items.dictionary) if known is None else known
+    daily = _daily_sums(data, known, encoders)
     order = np.argsort(snapshot, kind="stable")
     for start in range(0, len(row), rows_per_table):
         chunk = order[start : start + rows_per_table]
@@ -132,9 +144,22 @@ def onboarding_pooled(picks: pa.Array, encoders: ModalityEncoders) -> Floats:
     float32 (n_users, sum of dims + 1)
         Zeros where no pick of a user has a vector in a modality.
     """
-    length = picks.value_lengths().to_numpy(zero_copy_only=False)
-    position = encoders.index_of(picks.flatten())
-    user = np.repeat(np.arange(len(picks)), length)
+    length = picks.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+    return picks_pooled(length, encoders.index_of(picks.flatten()), encoders)
+
+
+def picks_pooled(length: Ints, position: Ints, encoders: ModalityEncoders) -> Floats:
+    """Return the mean vector of each user's picks, and their number; see ``onboarding_pooled``.
+
+    Parameters
+    ----------
+    length : int64 (n_users,)
+        Picks of each user.
+    position : int64 (n_picks,)
+        Of the items in the encoders, user by user; -1 for an unknown one.
+    encoders : ModalityEncoders
+    """
+    user = np.repeat(np.arange(len(length)), length)
     known = position >= 0
     user, position = user[known], position[known]
     parts: list[Floats] = []
@@ -142,9 +167,9 @@ def onboarding_pooled(picks: pa.Array, encoders: ModalityEncoders) -> Floats:
         covered = m.cluster_of[position] >= 0
         pick = sparse.csr_array(
             (np.ones(int(covered.sum()), np.float32), (user[covered], position[covered])),
-            shape=(len(picks), len(m.vectors)),
+            shape=(len(length), len(m.vectors)),
         )
-        parts.append(_mean(pick @ m.vectors, np.bincount(user[covered], minlength=len(picks))))
+        parts.append(_mean(pick @ m.vectors, np.bincount(user[covered], minlength=len(length))))
     return np.concatenate([*parts, length[:, None]], axis=1, dtype=np.float32)
 
 
@@ -223,29 +248,29 @@ def _distinct(previous: Ints, start: Ints, end: Ints) -> Ints:
     return np.cumsum(steps)[:-1]
 
 
-def _daily_sums(data: UserDays, encoders: ModalityEncoders) -> Floats:
+def _daily_sums(data: UserDays, known: Ints, encoders: ModalityEncoders) -> Floats:
     """Return float32 (n_days, sum of (dim + clusters + 1)): one block of columns a modality.
 
     A block holds the weighted sum of the day's item vectors, the weight in each item cluster, and
     the weight of all items that have a vector.
     """
-    known = encoders.index_of(data.items.dictionary)
-    local = data.items.indices.to_numpy()
+    position = known[data.items.indices.to_numpy()]
     n_days = len(data.day)
     blocks: list[Floats] = []
     for m in encoders.modalities:
-        vectors = np.where(known[:, None] >= 0, m.vectors[known], np.float32(0))
-        cluster = np.where(known >= 0, m.cluster_of[known], -1)[local]
+        cluster = np.where(position >= 0, m.cluster_of[position], -1)
         covered = cluster >= 0
         # Entries stay in their order (day, then item): the order of a sum decides its last bit.
         start = np.concatenate([[0], np.cumsum(covered)])[data.start]
         weight = data.weight[covered].astype(np.float32)
-        by_item = sparse.csr_array((weight, local[covered], start), shape=(n_days, len(known)))
+        by_item = sparse.csr_array(
+            (weight, position[covered], start), shape=(n_days, len(m.vectors))
+        )
         by_cluster = sparse.csr_array(
             (weight, cluster[covered], start), shape=(n_days, m.n_clusters)
         )
         shares = by_cluster.toarray()  # (n_days, n_clusters)
-        blocks += [by_item @ vectors, shares, shares.sum(axis=1, keepdims=True)]
+        blocks += [by_item @ m.vectors, shares, shares.sum(axis=1, keepdims=True)]
     return np.concatenate(blocks, axis=1, dtype=np.float32)
 
 

@@ -166,7 +166,7 @@ class EventParser:
             ) from None
         kind = raw.get("type")
         allowed = self._fields.get(kind) if isinstance(kind, str) else None
-        if allowed is None:
+        if allowed is None or not isinstance(kind, str):
             raise BadEvent(
                 "unknown_type",
                 f"type: {_shown(kind)} given, one of {', '.join(sorted(self._fields))} expected "

@@ -6,32 +6,55 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from encoder.errors import CorruptState
+from transforms.stream.blob import decode_blobs, encode_blobs
+from transforms.stream.collect import NewEvents, clean_facts, clean_picks
 from transforms.stream.events import StreamEvent
+from transforms.stream.facts import Bools, Facts, Ints, Picks
+from transforms.stream.merge import (
+    NONE,
+    Limits,
+    earliest,
+    merge_facts,
+    merge_picks,
+    window_start,
+)
+from transforms.stream.profile import NO_PROFILE, Profile
 
 __all__ = ["MARGIN_DAYS", "Applied", "UserStates"]
-
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 MARGIN_DAYS = 7
 """Events so many days older than any window of the newest row are kept too: rows of moments a
 little earlier can still be made."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class UserStates:
-    """States of some users, as arrays over all their facts.
+    """States of some users, as arrays over all their facts; equal states have equal blobs.
 
     Attributes
     ----------
     users : tuple of int or str (n_users,)
+    facts : Facts
+        What they consumed.
+    picks : Picks
+    profiles : tuple of Profile (n_users,)
+    sign_up : int64 (n_users,)
+        Microseconds; the least int64 where none is known.
+    gone : int64 (n_users,)
+        Time of the newest event that the user may have had and that is not among the facts,
+        because no window of the newest row reaches it, or because it is older than the floor; the
+        least int64 for none. A row that needs nothing up to there can be made.
     """
 
     users: tuple[int | str, ...]
+    facts: Facts
+    picks: Picks
+    profiles: tuple[Profile, ...]
+    sign_up: Ints
+    gone: Ints
 
     @classmethod
     def decode(
@@ -51,7 +74,7 @@ class UserStates:
             Is filled with the positions of blobs that cannot be read; these users' states are
             empty, and must not be written.
         """
-        raise NotImplementedError
+        return cls(tuple(users), *decode_blobs(users, blobs, faults))
 
     @classmethod
     def of(
@@ -69,7 +92,7 @@ class UserStates:
         users : sequence of int or str (n_users,), distinct
         events : pyarrow.Table
             Columns of the clean events ``user_id``, ``item_id``, ``ts``, ``weight``, ``context``,
-            in any order; users that are not in ``users`` are an error.
+            in any order.
         picks : pyarrow list array (n_users,), optional
             Item ids, as ``onboarding`` of the clean users.
         signed_up : int64 (n_users,), optional
@@ -78,8 +101,24 @@ class UserStates:
             event would count as one before the sign-up.
         pick_times : int64 (n_users,), optional
             When the picks were made; default: ``signed_up``.
+
+        Raises
+        ------
+        ValueError
+            Events of a user who is not in ``users``, or picks without a time.
         """
-        raise NotImplementedError
+        n = len(users)
+        sign_up = np.full(n, NONE, np.int64)
+        if signed_up is not None:
+            sign_up[signed_up != -1] = signed_up[signed_up != -1]
+        return cls(
+            tuple(users),
+            clean_facts(users, events),
+            clean_picks(n, picks, signed_up if pick_times is None else pick_times),
+            (NO_PROFILE,) * n,
+            sign_up,
+            np.full(n, NONE, np.int64),
+        )
 
     def apply(
         self,
@@ -102,11 +141,19 @@ class UserStates:
             Day (since 1970-01-01) from which on all events are in the states; None: the stream
             began with nothing.
         max_events : int
-            More are not kept of one user.
+            More are not kept of one user: then none of a call's new events of that user enters.
         margin_days : int
             See ``MARGIN_DAYS``.
+
+        Notes
+        -----
+        The result depends on which events were applied, not on their order, repetition or grouping
+        into calls. Two things are decided when they come, and depend on it: what is a fault of an
+        event, and which events of a user with more than ``max_events`` enter.
         """
-        raise NotImplementedError
+        new = NewEvents.of(events, self.profiles, self.sign_up)
+        limits = Limits(longest_window, floor, max_events, margin_days)
+        return self._joined(new, self.gone, limits)
 
     def union(
         self,
@@ -118,11 +165,56 @@ class UserStates:
         margin_days: int = MARGIN_DAYS,
     ) -> Applied:
         """Return what both know of the same users, in the same order; outcomes are empty."""
-        raise NotImplementedError
+        if self.users != other.users:
+            raise ValueError("States of other users were given, states of the same expected.")
+        new = NewEvents(
+            other.facts,
+            [],
+            other.picks.user,
+            other.picks.item,
+            other.picks.ts,
+            [],
+            tuple(a.joined(b) for a, b in zip(self.profiles, other.profiles, strict=True)),
+            earliest(self.sign_up, other.sign_up),
+            [],
+        )
+        limits = Limits(longest_window, floor, max_events, margin_days)
+        return self._joined(new, np.maximum(self.gone, other.gone), limits)
 
     def encode(self) -> list[bytes]:
         """Return each user's blob; equal states have equal blobs."""
-        raise NotImplementedError
+        return encode_blobs(self.facts, self.picks, self.profiles, self.sign_up, self.gone)
+
+    def known(self, longest_window: int) -> Bools:
+        """Return whose newest row of ``user_activity`` can be made: bool (n_users,)."""
+        newest = self.facts.newest(NONE)
+        some = newest != NONE
+        window = window_start(np.where(some, newest, 0), longest_window)
+        known: Bools = some & (self.gone < window)
+        return known
+
+    def _joined(self, new: NewEvents, gone: Ints, limits: Limits) -> Applied:
+        signed = new.sign_up != self.sign_up
+        merged = merge_facts(self.facts, new.facts, new.sign_up, signed, gone, limits)
+        picks, picked = merge_picks(self.picks, new.pick_user, new.pick_item, new.pick_ts)
+        onboarding = np.zeros(len(self.users), np.bool_)
+        onboarding[new.pick_user[picked]] = True
+        profile = signed | np.array(
+            [
+                a is not b and a.to_bytes() != b.to_bytes()
+                for a, b in zip(self.profiles, new.profiles, strict=True)
+            ],
+            np.bool_,
+        )
+        states = UserStates(self.users, merged.facts, picks, new.profiles, new.sign_up, merged.gone)
+        return Applied(
+            states,
+            changed=merged.stored | onboarding | profile,
+            activity=merged.activity,
+            onboarding=onboarding,
+            profile=profile,
+            outcomes=new.settled(merged.outcome, picked) if new.outcomes else [],
+        )
 
 
 @dataclass(frozen=True)
@@ -139,9 +231,9 @@ class Applied:
         because it would need events from before the floor.
     outcomes : list of lists of str
         Of each user's events: ``applied``, ``duplicate``, ``outside`` (older than any window of the
-        newest row), or why it is a fault: ``too_late``, ``event_before_sign_up``,
-        ``too_many_events``. A ``too_late`` event is a fault because no row can be made of it; it is
-        in the state all the same where later rows need it.
+        newest row, or than what the profile holds), or why it is a fault: ``too_late``,
+        ``event_before_sign_up``, ``too_many_events``. A ``too_late`` event is a fault because no
+        row can be made of it; it is in the state all the same where later rows need it.
     """
 
     states: UserStates
