@@ -78,7 +78,8 @@ class Worker:
     settings : StreamSettings
     metrics : StreamMetrics
     check : callable
-        Called before work goes on after a store did not answer; raises when the states are gone.
+        Called about once a second, and before work goes on after a store did not answer; raises
+        when the states are gone.
     until_idle : bool
         End when nothing is left.
     on_look : callable, optional
@@ -205,13 +206,17 @@ class Worker:
         if time.monotonic() - self._looked < _LOOK_SECONDS:
             return
         began = time.monotonic()
-        self._persist("refresh", self._applier.refresh)
+        self._persist("refresh", self._refresh)
         lag = self._persist("lag", self._source.lag)
         self._looked = time.monotonic()
         self._metrics.saw(lag, len(self._source.owned), self._source.gone)
         self._metrics.spent("look", self._looked - began)
         if self._on_look is not None:
             self._on_look(lag)
+
+    def _refresh(self) -> None:
+        self._check()
+        self._applier.refresh()
 
     def _persist(self, step: str, call: Callable[[], T]) -> T:
         """Return what a call returns, repeated with growing pauses while stores do not answer."""
