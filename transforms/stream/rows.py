@@ -26,6 +26,9 @@ __all__ = ["activity_rows", "onboarding_rows", "profile_rows"]
 
 _EVER = np.array([2**31], np.int64)
 """A snapshot after every day: the last active day of each user becomes a row."""
+_EVENTS_AT_ONCE = 32_768
+"""Bounds the memory of the wide arrays, and keeps them near the processor (a sixth faster than
+75,000 at once, measured)."""
 
 
 def activity_rows(
@@ -70,9 +73,13 @@ def activity_rows(
     schema = _schema(ACTIVITY, layout, states)
     if not len(rows):
         return schema.empty_table()
-    data, position = _days(states, rows, start, end, item_keys(encoders), layout)
-    made = activity_tables(data, encoders, layout, Emission(_EVER), known=position)
-    return pa.concat_tables(made).combine_chunks().cast(schema)
+    tables: list[pa.Table] = []
+    keys, emission = item_keys(encoders), Emission(_EVER)
+    part = np.cumsum(end - start) // _EVENTS_AT_ONCE
+    for of in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(part)) + 1):
+        data, position = _days(states, rows[of], start[of], end[of], keys, layout)
+        tables += activity_tables(data, encoders, layout, emission, known=position)
+    return pa.concat_tables(tables).combine_chunks().cast(schema)
 
 
 def onboarding_rows(

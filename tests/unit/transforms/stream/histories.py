@@ -1,0 +1,203 @@
+"""Random histories of a few users, and the rows that the batch makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from hypothesis import strategies as st
+
+from encoder.modality import ItemVectors, ModalityEncoders
+from transforms.buckets import DayBuckets
+from transforms.clean import CleanTables
+from transforms.layout import Modality, RawLayout
+from transforms.stream.events import StreamEvent
+from transforms.stream.state import Applied, UserStates
+from transforms.windows import Emission, activity_tables
+
+DAY = 86_400_000_000
+DAY_0 = 18_000
+WINDOWS = (2, 5, 11)
+LONGEST = 11
+N_KNOWN, N_ITEMS = 12, 15
+"""Items of the encoders; of the histories: the last three are unknown to the encoders."""
+LAYOUT = RawLayout(
+    (Modality("a", 3, 4), Modality("b", 2, 3)),
+    WINDOWS,
+    ("country", "os"),
+    ("country", "gender"),
+    ("age", "height"),
+    onboarding=True,
+)
+KEPT: dict[str, Any] = {"longest_window": LONGEST, "floor": None, "max_events": 1_000}
+
+
+def encoders(kind: str) -> ModalityEncoders:
+    """Two modalities over ids in no order; some items have no vector in one or either."""
+    rng = np.random.default_rng(0)
+    modalities = []
+    for m, absent in zip(LAYOUT.modalities, ([0, 1], [1]), strict=True):
+        vectors = rng.normal(size=(N_KNOWN, m.dim)).astype(np.float32)
+        cluster = rng.integers(0, m.clusters, N_KNOWN).astype(np.int32)
+        vectors[absent], cluster[absent] = 0, -1
+        centroids = np.zeros((m.clusters, m.dim), np.float32)
+        modalities.append(ItemVectors(m.name, vectors, cluster, m.clusters, centroids))
+    ids = [item_id(int(k), kind) for k in rng.permutation(N_KNOWN)]
+    return ModalityEncoders(
+        pa.array(ids), tuple(modalities), np.ones(N_KNOWN, bool), {"cutoff": kind}
+    )
+
+
+def user_id(user: int, kind: str) -> int | str:
+    return f"user {user}" if kind == "string" else 100 + user
+
+
+def item_id(item: int, kind: str) -> int | str:
+    # Strings of which 10 comes before 2, integers of either sign.
+    return f"item {item}" if kind == "string" else 7 * (item - 5)
+
+
+ENCODERS = {kind: encoders(kind) for kind in ("string", "int64")}
+
+
+@dataclass(frozen=True)
+class Use:
+    """One event of a history; ``moment`` in microseconds of its day."""
+
+    user: int
+    day: int
+    moment: int
+    item: int
+    weight: float
+    context: str
+
+    @property
+    def ts(self) -> int:
+        return (DAY_0 + self.day) * DAY + self.moment
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        return self.user, self.item, self.ts
+
+    def event(self, kind: str) -> StreamEvent:
+        return StreamEvent(
+            "consume",
+            user_id(self.user, kind),
+            self.ts,
+            item_id(self.item, kind),
+            self.weight,
+            (self.context, "linux"),
+        )
+
+
+MOMENTS = st.one_of(st.integers(0, DAY - 1), st.sampled_from([0, 5, DAY - 1]))
+"""Often the same few, so that events tie; often at midnight."""
+
+USES = st.builds(
+    Use,
+    st.integers(0, 4),
+    st.integers(0, 25),
+    MOMENTS,
+    st.integers(0, N_ITEMS - 1),
+    st.sampled_from([0.5, 1.0, 2.0, 3.7, 0.1]),
+    st.sampled_from(["", "br", "pt", "ü"]),
+)
+HISTORIES = st.lists(USES, min_size=1, max_size=60, unique_by=lambda use: use.key)
+"""Each (user, item, time) once: an event that is repeated with other values is no fact."""
+KINDS = st.sampled_from(["string", "int64"])
+
+
+def users_of(history: Sequence[Use]) -> list[int]:
+    return sorted({use.user for use in history})
+
+
+def empty(users: Sequence[int], kind: str) -> UserStates:
+    return UserStates.decode([user_id(u, kind) for u in users], [None] * len(users), {})
+
+
+def add(states: UserStates, events: Sequence[StreamEvent], **limits: Any) -> Applied:
+    """Apply events in their order, with the state read from bytes and written to them."""
+    by_user: dict[int | str, list[StreamEvent]] = {user: [] for user in states.users}
+    for event in events:
+        by_user[event.user_id].append(event)
+    return states.apply(list(by_user.values()), **(KEPT | limits))
+
+
+def stored(states: UserStates) -> UserStates:
+    """Return what is read back from the bytes of the states."""
+    faults: dict[int, Any] = {}
+    read = UserStates.decode(states.users, states.encode(), faults)
+    assert not faults
+    return read
+
+
+@st.composite
+def deliveries(draw: st.DrawFn, history: Sequence[Use]) -> list[list[Use]]:
+    """The events of a history in any order, some of them repeated, in any micro-batches."""
+    again = draw(st.lists(st.sampled_from(history), max_size=10))
+    order = draw(st.permutations([*history, *again]))
+    cuts = sorted(draw(st.lists(st.integers(0, len(order)), max_size=4)))
+    return [order[a:b] for a, b in zip([0, *cuts], [*cuts, len(order)], strict=True)]
+
+
+def replayed(batches: Sequence[Sequence[Use]], kind: str, **limits: Any) -> UserStates:
+    """Return the states after micro-batches, stored and read after each."""
+    states = empty(users_of([use for batch in batches for use in batch]), kind)
+    for batch in batches:
+        states = stored(add(states, [use.event(kind) for use in batch], **limits).states)
+    return states
+
+
+def clean_events(history: Sequence[Use], kind: str) -> pa.Table:
+    """The clean events table of a history, in its order."""
+    n = len(history)
+    return pa.table(
+        {
+            "user_id": pa.array([user_id(use.user, kind) for use in history]),
+            "item_id": pa.array([item_id(use.item, kind) for use in history]),
+            "ts": pa.array([use.ts for use in history]).cast(pa.timestamp("us", "UTC")),
+            "weight": pa.array([use.weight for use in history], pa.float32()),
+            "session": pa.nulls(n, pa.int64()),
+            "service": pa.nulls(n, pa.string()),
+            "context": pa.array([[use.context, "linux"] for use in history], pa.list_(pa.string())),
+        }
+    )
+
+
+def batch_rows(
+    history: Sequence[Use], kind: str, snapshots: Sequence[int] = (400,)
+) -> dict[tuple[int | str, int], dict[str, Any]]:
+    """Return {(user, as_of): row} as the batch makes them, for snapshots in days after ``DAY_0``.
+
+    The default snapshot lies after every event: the newest row of each user.
+    """
+    with TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "clean" / "events").mkdir(parents=True)
+        pq.write_table(clean_events(history, kind), root / "clean" / "events" / "0.parquet")
+        return rows_of_clean(CleanTables(root), ENCODERS[kind], LAYOUT, snapshots)
+
+
+def rows_of_clean(
+    clean: CleanTables, fitted: ModalityEncoders, layout: RawLayout, snapshots: Sequence[int]
+) -> dict[tuple[int | str, int], dict[str, Any]]:
+    buckets = DayBuckets(clean.root / "buckets", clean, memory_limit_mb=256, bytes_per_day=100)
+    buckets.update()
+    emission = Emission(np.array(snapshots, np.int64) + DAY_0)
+    data = buckets.load(0, emission.first_day(max(layout.windows)))
+    assert buckets.partitions == 1
+    assert data is not None
+    tables = activity_tables(data, fitted, layout, emission)
+    return by_key([row for table in tables for row in table.to_pylist()])
+
+
+def by_key(rows: Sequence[dict[str, Any]]) -> dict[tuple[int | str, int], dict[str, Any]]:
+    keyed = {(row["user_id"], row["activity_as_of"]): row for row in rows}
+    assert len(keyed) == len(rows)
+    return keyed
