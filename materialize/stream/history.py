@@ -115,16 +115,16 @@ def open_history(
         TemporaryDirectory(prefix="seed-", dir=spill) as folder,
         bounded_connection(memory_limit_mb, Path(folder)) as connection,
     ):
-        row = connection.execute(
+        ((last,),) = connection.execute(
             f"SELECT max(epoch_us(ts)) FROM read_parquet({quoted(clean.events)}) "
             f"WHERE {_before('ts', until_us)}"
-        ).fetchone()
-        if row is None or row[0] is None:
+        ).fetchall()
+        if last is None:
             raise DataFault(
                 f"{clean.folder} holds no event{'' if until is None else f' before {until}'}. "
                 "Begin without history: `palate stream run --from-nothing`."
             )
-        floor_day = int(row[0]) // DAY_US - max(dataset.windows) - late_days + 1
+        floor_day = int(last) // DAY_US - max(dataset.windows) - late_days + 1
         yield History(connection, Path(folder), clean, dataset, floor_day, until_us)
 
 
@@ -199,14 +199,14 @@ class History:
 
     def counts(self) -> HistoryCounts:
         """Return how much there is of what."""
-        row = self._connection.execute(
+        (row,) = self._connection.execute(
             "SELECT count(DISTINCT user_id), sum(events)::BIGINT, sum(picks)::BIGINT, "
             "sum(sign_ups)::BIGINT FROM ("
             f"SELECT user_id, 1 AS events, 0 AS picks, 0 AS sign_ups FROM ({self._events}) "
             "UNION ALL SELECT user_id, 0, len(picks), (signed_up <> -1)::INTEGER "
             f"FROM ({self._users}))"
-        ).fetchone()
-        return HistoryCounts(*(int(n or 0) for n in row or (0, 0, 0, 0)))
+        ).fetchall()
+        return HistoryCounts(*(int(n or 0) for n in row))
 
     def split(self, partitions: int) -> None:
         """Write everything to disk once, in partitions of users."""

@@ -145,10 +145,9 @@ def seed_states(
         partitions = max(1, -(-report.events * _EVENT_BYTES // (memory * 2**20 // 4)))
         if dry_run:
             return _timed(replace(report, state_bytes=_estimate(history, report, settings)), began)
+        marker = _marker(settings, clean, history.floor_day, until)
         before = read_marker(client, project)
-        marker = _next_marker(before, settings, clean, history.floor_day, until)
-        report = replace(report, floor_day=_date(marker.floor_day or history.floor_day))
-        if not force and before is not None and _same(before, marker):
+        if not force and before is not None and replace(before, at_us=0) == marker:
             _log.info("data %s are seeded already", marker.fingerprint)
             return _timed(replace(report, outcome="unchanged"), began)
         notes = _Notes(client, project, f"{marker.fingerprint} {history.floor_day} {partitions}")
@@ -214,24 +213,12 @@ class _Notes:
         self._client.delete(self._key)
 
 
-def _next_marker(
-    before: StreamMarker | None,
-    settings: RepoSettings,
-    clean: CleanTables,
-    floor_day: int,
-    until: datetime | None,
+def _marker(
+    settings: RepoSettings, clean: CleanTables, floor_day: int, until: datetime | None
 ) -> StreamMarker:
     """Return the mark that the seed leaves, but for its time."""
-    longest = max(settings.dataset.windows)
-    if before is not None and before.floor_day is not None and before.longest_window >= longest:
-        # What an earlier seed put into the states, and the stream since then, is still there.
-        floor_day = min(floor_day, before.floor_day)
     fingerprint = clean.fingerprint() + ("" if until is None else f" until {until.isoformat()}")
-    return StreamMarker(floor_day, longest, fingerprint, 0)
-
-
-def _same(before: StreamMarker, marker: StreamMarker) -> bool:
-    return before.floor_day is not None and replace(before, at_us=0) == marker
+    return StreamMarker(floor_day, max(settings.dataset.windows), fingerprint, 0)
 
 
 def _estimate(history: History, planned: SeedReport, settings: RepoSettings) -> int:
