@@ -75,6 +75,78 @@ def run_command(
     print_json(run_stream(context, RunOptions(until_idle, source), workers, quiet=quiet))
 
 
+@stream_group.command("seed")
+@REPO
+@click.option(
+    "--force", is_flag=True, help="Also data that were seeded before; replace unreadable states."
+)
+@DRY_RUN
+@QUIET
+def seed_command(repo: Path, force: bool, dry_run: bool, quiet: bool) -> None:
+    """Put the history of the clean tables into the users' states; safe while workers run.
+
+    Run it before the first `palate stream run`, after each nightly build if you like, and again
+    when the online Redis has lost its data. Goes on where it stopped.
+    """
+    from materialize.context import Context
+    from materialize.stream.seed import seed_states
+
+    context = Context(repo)
+    report = seed_states(
+        context.store,
+        context.settings,
+        context.ledger,
+        force=force,
+        dry_run=dry_run,
+        progress=not quiet,
+    )
+    print_json(report.to_dict())
+
+
+@stream_group.command("check")
+@REPO
+@click.option(
+    "--users", type=click.IntRange(1), default=1000, show_default=True, help="How many, by hash."
+)
+@click.option(
+    "--limit", type=click.FloatRange(0), default=1e-4, show_default=True, help="Of a number."
+)
+@_JSON
+def check_command(repo: Path, users: int, limit: float, as_json: bool) -> None:
+    """Compare online rows with a batch recomputation from clean tables and event streams.
+
+    Exit status 1 when a row differs by more than --limit, is missing, or is of another moment.
+    """
+    from materialize.context import Context
+    from materialize.stream.check import check_stream
+    from materialize.stream.connect import fix_partitions
+    from materialize.stream.service import open_events
+
+    context = Context(repo)
+    store = context.store
+    with closing(open_events(store, context.settings)) as client:
+        partitions = fix_partitions(client, store.project, None)
+        found = check_stream(
+            store,
+            context.settings,
+            context.ledger,
+            users,
+            stream=(client, partitions),
+            limit=limit,
+        )
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        rows = [
+            (view, f"{n:,}", f"{found.max_abs_diff[view]:.2g}") for view, n in found.rows.items()
+        ]
+        _print_table([("view", "rows", "largest difference"), *rows])
+        why = ", ".join(f"{n:,} {name}" for name, n in found.counts().items()) or "none differs"
+        click.echo(f"{found.users:,} users: {why}; lowest cosine {found.min_cosine:.7f}")
+    if not found.agrees:
+        sys.exit(1)
+
+
 @stream_group.command("append")
 @REPO
 @click.argument(
