@@ -145,7 +145,7 @@ def is_transient(error: BaseException) -> bool:
     """Return whether another try may succeed: nothing answers, or the server is not ready."""
     if isinstance(error, _REFUSED):
         return False
-    if isinstance(error, TransientError | ConnectionError | TimeoutError | _PASSING):
+    if isinstance(error, (TransientError, ConnectionError, TimeoutError, *_PASSING)):
         return True
     # redis-py's errors of the same names are no OSError.
     return isinstance(error, RedisError) and not isinstance(error, ResponseError)
