@@ -157,11 +157,12 @@ def replayed(batches: Sequence[Sequence[Use]], kind: str, **limits: Any) -> User
 def clean_events(history: Sequence[Use], kind: str) -> pa.Table:
     """The clean events table of a history, in its order."""
     n = len(history)
+    ids = pa.string() if kind == "string" else pa.int64()
     return pa.table(
         {
-            "user_id": pa.array([user_id(use.user, kind) for use in history]),
-            "item_id": pa.array([item_id(use.item, kind) for use in history]),
-            "ts": pa.array([use.ts for use in history]).cast(pa.timestamp("us", "UTC")),
+            "user_id": pa.array([user_id(use.user, kind) for use in history], ids),
+            "item_id": pa.array([item_id(use.item, kind) for use in history], ids),
+            "ts": pa.array([use.ts for use in history], pa.int64()).cast(pa.timestamp("us", "UTC")),
             "weight": pa.array([use.weight for use in history], pa.float32()),
             "session": pa.nulls(n, pa.int64()),
             "service": pa.nulls(n, pa.string()),
