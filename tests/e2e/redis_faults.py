@@ -29,14 +29,15 @@ def wait_until(what: Callable[[], bool], seconds: float = _SECONDS) -> None:
 
 
 class RedisProcess:
-    """A server on one port that keeps its data in an append-only file."""
+    """A server on one port that keeps its data in an append-only file; options extend its line."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
         self.port = free_port()
         self._command = [
             str(find_program("redis-server", "valkey-server")),
             *("--port", str(self.port), "--bind", "127.0.0.1", "--save", ""),
             *("--appendonly", "yes", "--dir", str(folder), "--logfile", str(folder / "log")),
+            *options,
         ]
         self.start()
 

@@ -73,6 +73,16 @@ class Facts:
     changed: dict[int, int] = field(default_factory=dict)
     signed_up: dict[int, int] = field(default_factory=dict)
 
+    def copy(self) -> Facts:
+        """Return the same facts, to be added to."""
+        return Facts(
+            dict(self.consumed),
+            set(self.picked),
+            dict(self.columns),
+            dict(self.changed),
+            dict(self.signed_up),
+        )
+
     def add(self, event: Mapping[str, Any]) -> None:
         """Add what an event says; again: nothing changes."""
         user, at = event["user_id"], event["timestamp"]

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from materialize.source import parquet_files
 from tests.e2e.stream_events import Facts
 from tests.e2e.stream_reader import OnlineReads, Served
-from tests.e2e.stream_truth import Truth, truth_at
+from tests.e2e.stream_truth import truth_at
 from tests.e2e.stream_world import World
 from transforms.layout import ACTIVITY, COUNTS_PER_WINDOW, ONBOARDING, PROFILE
 from transforms.layout import field as raw_field
@@ -89,8 +89,8 @@ class Online:
             self.differences.append(f"user {user}, {view}: {served} served, {made} expected")
 
 
-def judge_online(world: World, port: int, facts: Facts) -> tuple[Online, Truth, list[Served]]:
-    """Compare everybody's newest rows and embeddings with those of the batch."""
+def judge_online(world: World, port: int, facts: Facts) -> tuple[Online, list[Served]]:
+    """Compare everybody's newest rows and embeddings with the batch's; return also the former."""
     users = facts.users()
     truth = truth_at(world, facts, [(user, None) for user in users])
     online = OnlineReads(world, port)
@@ -100,7 +100,7 @@ def judge_online(world: World, port: int, facts: Facts) -> tuple[Online, Truth, 
     for row, user in enumerate(users):
         for view, made in {**truth.raw, **truth.embeddings}.items():
             judged.add(user, view, served[row][view], made[row])
-    return judged, truth, served
+    return judged, served
 
 
 @dataclass
