@@ -284,7 +284,7 @@ def _id(name: str, value: Any, kind: IdType) -> int | str:
             return given
     elif value is not None:
         expected = "an integer" if kind == "int64" else "a string"
-        raise _wrong(name, _shown(value), f"{expected}, as in the data set")
+        raise _wrong(name, _shown(value), f"{expected}, as in the data set,")
     shown = "none" if value is None else _shown(value)
     raise BadEvent(
         "null_id", f"{name}: {shown} given, an id expected: not empty, an integer within 64 bits."

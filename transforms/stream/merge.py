@@ -113,7 +113,8 @@ def ordered_facts(
     weight : float32 (n,)
     contexts : tuple of tuples of str, ascending
     """
-    order = np.lexsort((context, weight, item, ts, user))
+    # Of equal events the first given comes last: it enters, and the others are its duplicates.
+    order = np.lexsort((-np.arange(len(user)), context, weight, item, ts, user))
     start = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=n_users))])
     facts = Facts(start, ts[order], item[order], weight[order], context[order], contexts)
     return facts, order
