@@ -17,7 +17,7 @@ _ENCODER = {"encoder", "torch", "onnx", "onnxruntime", "onnxscript", "sentence_t
 MAY_IMPORT = {
     "encoder": _DATA | _ENCODER,
     "transforms": _DATA
-    | {"encoder", "transforms", "feast", "duckdb", "pandas", "pydantic", "yaml"},
+    | {"encoder", "transforms", "feast", "duckdb", "pandas", "pydantic", "yaml", "mmh3"},
     "materialize": {"ibis"}
     | _DATA
     | {"encoder", "transforms", "materialize", "feast", "duckdb", "pandas", "pydantic", "yaml"}
@@ -159,6 +159,9 @@ class C:
         ("materialize.cli", ["torch", "feast", "pandas", "duckdb", "sklearn", "onnxruntime"]),
         ("materialize.client", ["torch", "feast", "redis", "pandas", "duckdb", "onnxruntime"]),
         ("materialize.neighbours", ["torch", "feast", "faiss", "pandas", "duckdb", "onnxruntime"]),
+        ("transforms.stream.state", ["torch", "feast", "redis", "pandas"]),
+        # What a producer loads beside a Redis client.
+        ("transforms.stream.events", ["torch", "feast", "numpy", "pyarrow", "duckdb"]),
         ("encoder.schema", ["torch", "feast"]),
         ("encoder.columns", ["torch", "feast"]),
         ("encoder.preprocessing", ["torch", "feast"]),
