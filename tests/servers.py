@@ -13,9 +13,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,21 @@ def redis_server(folder: Path, *options: str) -> Iterator[Server]:
     command = [str(program), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
     with running([*command, "--appendonly", "no", *options], folder, ready):
         yield Server("127.0.0.1", port, f"redis://127.0.0.1:{port}")
+
+
+@contextmanager
+def redis_cluster(folder: Path) -> Iterator[Server]:
+    """Run a Redis cluster of one node that owns every slot: no call may touch keys of two slots."""
+    options = ("--cluster-enabled", "yes", "--dir", str(folder))
+    with redis_server(folder, *options) as server:
+        with closing(redis.Redis.from_url(server.url)) as client:
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+            pause, deadline = threading.Event(), time.monotonic() + START_SECONDS
+            while b"cluster_state:ok" not in client.execute_command("CLUSTER", "INFO"):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"The cluster was not ready within {START_SECONDS} seconds.")
+                pause.wait(0.05)
+        yield server
 
 
 @contextmanager

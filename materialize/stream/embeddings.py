@@ -52,6 +52,8 @@ def encode_views(
     dict of int to TerminalError
         Position of a user -> why no view's row is right: a value cannot be read, or does not fit.
     """
+    if not users:
+        return [], {}
     ids = pa.int64() if targets.user_type == "int64" else pa.string()
     stored = StoredColumns(columns, [str(user) for user in users])
     names = pa.array(users, ids)
@@ -72,6 +74,8 @@ def encode_views(
                 faults.setdefault(row, error)
         if others:
             _log.info("%s users have no row of space %s: other item vectors", others, space.number)
+        if not len(rows):
+            continue
         if len(rows) < len(users):
             at = pa.array(rows)
             table = names.take(at), _some(encoded, rows), created.take(at)

@@ -59,6 +59,8 @@ def stored_table(
 
 
 def _lists(numbers: npt.NDArray[np.float32], valid: _Bools) -> pa.Array:
+    if not valid.any():
+        return pa.nulls(len(valid), pa.list_(pa.float32()))
     lists = list_array(numbers)
     if valid.all():
         return lists

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from materialize.ledger import Ledger
-from tests.servers import Server
+from tests.servers import Server, redis_cluster
 from tests.sinks import ATOMIC, OPENED, Sink, close, marked, open_store
 from tests.stores import PROFILES
 
@@ -60,6 +60,13 @@ def atomic(request: pytest.FixtureRequest, sinks: Callable[[str], Sink]) -> Sink
 def write(request: pytest.FixtureRequest, sink: Sink) -> Callable[..., Any]:
     """Each way of writing; stock Feast has one, so its second run repeats the first."""
     return sink.write_arrow if request.param == "arrow" and sink.profile.atomic else sink.write
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory, redis_server: Server) -> Iterator[Server]:
+    """A Redis cluster of one node that owns every slot; skipped where there is no Redis."""
+    with redis_cluster(tmp_path_factory.mktemp("cluster")) as server:
+        yield server
 
 
 @pytest.fixture

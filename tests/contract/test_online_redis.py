@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,6 @@ import redis
 from materialize.stores.base import WriteCounts
 from materialize.stores.removal import remove_online
 from tests.servers import Server
-from tests.servers import redis_server as start_redis
 from tests.sinks import (
     HOUR,
     NOON,
@@ -57,21 +54,6 @@ def test_key_ttl_expires_only_what_was_written(tmp_path: Path, redis_server: Ser
     with redis.Redis.from_url(redis_server.url) as client:
         (key,) = client.keys("*ttl")
         assert 490 < client.ttl(key) <= 500
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory, redis_server: Server) -> Iterator[Server]:
-    """A cluster of one node that owns every slot: keys of two slots in one call are an error."""
-    folder = tmp_path_factory.mktemp("cluster")
-    with start_redis(folder, "--cluster-enabled", "yes", "--dir", str(folder)) as server:
-        with closing(redis.Redis.from_url(server.url)) as client:
-            client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-            deadline = threading.Event()
-            for _ in range(200):
-                if b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO"):
-                    break
-                deadline.wait(0.05)
-        yield server
 
 
 def test_on_a_cluster_keys_are_grouped_by_slot(tmp_path: Path, cluster: Server) -> None:
