@@ -15,6 +15,7 @@ __all__ = [
     "Floats",
     "Ints",
     "Picks",
+    "first_after",
     "first_at_or_after",
     "one_context_table",
     "ranges",
@@ -149,6 +150,11 @@ def one_context_table(a: Facts, b: Facts) -> tuple[Facts, Facts]:
 def first_at_or_after(ts: Ints, start: Ints, end: Ints, moment: Ints) -> Ints:
     """Return the first position of ``[start, end)`` at or after a moment, ``end`` if none: (n,)."""
     return _search(start, end, lambda k: ts[k] < moment)
+
+
+def first_after(ts: Ints, start: Ints, end: Ints, moment: Ints) -> Ints:
+    """Return the first position of ``[start, end)`` after a moment, ``end`` if none: (n,)."""
+    return _search(start, end, lambda k: ts[k] <= moment)
 
 
 def ranges(start: Ints, end: Ints) -> Ints:

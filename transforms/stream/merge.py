@@ -77,6 +77,8 @@ class FactsMerged:
         Facts were added or replaced, or ``gone`` grew by an event.
     activity : bool (n_users,)
         The newest row is another one, and can be known.
+    full : bool (n_users,)
+        New events were refused because the user has as many as are kept.
     """
 
     facts: Facts
@@ -84,6 +86,7 @@ class FactsMerged:
     outcome: Ints
     stored: Bools
     activity: Bools
+    full: Bools
 
 
 def window_start(newest: Ints, days: int) -> Ints:
@@ -179,7 +182,9 @@ def merge_facts(
     activity = signed.copy()
     inside = (outcome == APPLIED) & (new.ts >= window[user])
     activity[user[inside]] = True
-    return FactsMerged(_pruned(facts, step.keep_from), grown, outcome, stored, activity & known)
+    return FactsMerged(
+        _pruned(facts, step.keep_from), grown, outcome, stored, activity & known, full
+    )
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from transforms.buckets import UserDays
 from transforms.clean import IdType
 from transforms.engine import DAY_US
 from transforms.layout import ACTIVITY, ONBOARDING, PROFILE, RawLayout, field
-from transforms.stream.facts import Bools, Ints, first_at_or_after, ranges
+from transforms.stream.facts import Bools, Ints, first_after, first_at_or_after, ranges
 from transforms.stream.item_keys import ItemKeys, item_keys
 from transforms.stream.merge import NONE, window_start
 from transforms.stream.state import UserStates
@@ -62,7 +62,7 @@ def activity_rows(
     facts = states.facts
     end = facts.start[rows + 1]
     if cuts is not None:
-        end = first_at_or_after(facts.ts, facts.start[rows], end, cuts + 1)
+        end = first_after(facts.ts, facts.start[rows], end, cuts)
     some = end > facts.start[rows]
     newest = np.zeros(len(rows), np.int64)
     newest[some] = facts.ts[end[some] - 1]

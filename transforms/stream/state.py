@@ -164,7 +164,16 @@ class UserStates:
         max_events: int,
         margin_days: int = MARGIN_DAYS,
     ) -> Applied:
-        """Return what both know of the same users, in the same order; outcomes are empty."""
+        """Return what both know of the same users; parameters as in ``apply``.
+
+        ``outcomes`` is empty: whose events did not enter, ``full`` says, and ``known`` whose newest
+        row cannot be made.
+
+        Raises
+        ------
+        ValueError
+            ``other`` has other users, or in another order.
+        """
         if self.users != other.users:
             raise ValueError("States of other users were given, states of the same expected.")
         new = NewEvents(
@@ -213,6 +222,7 @@ class UserStates:
             activity=merged.activity,
             onboarding=onboarding,
             profile=profile,
+            full=merged.full,
             outcomes=new.settled(merged.outcome, picked) if new.outcomes else [],
         )
 
@@ -229,6 +239,8 @@ class Applied:
     activity, onboarding, profile : bool (n_users,)
         That raw row must be made anew. ``activity`` is False where the row cannot be known
         because it would need events from before the floor.
+    full : bool (n_users,)
+        Events did not enter because the user has ``max_events``.
     outcomes : list of lists of str
         Of each user's events: ``applied``, ``duplicate``, ``outside`` (older than any window of the
         newest row, or than what the profile holds), or why it is a fault: ``too_late``,
@@ -241,4 +253,5 @@ class Applied:
     activity: Bools
     onboarding: Bools
     profile: Bools
+    full: Bools
     outcomes: list[list[str]]

@@ -142,6 +142,16 @@ def test_rows_come_in_the_order_that_was_asked_for():
     ).replace(microsecond=5)
 
 
+def test_a_cut_at_the_end_of_time_is_the_newest_row():
+    states = replayed([[Use(0, d, 5, d, 1.0, "") for d in range(4)]], "string")
+    newest = activity_rows(states, np.array([0]), ENCODERS["string"], LAYOUT)
+    end = np.array([np.iinfo(np.int64).max])
+    assert activity_rows(states, np.array([0]), ENCODERS["string"], LAYOUT, end) == newest
+    states = add(states, [pick("item 2", 30)]).states
+    newest = onboarding_rows(states, np.array([0]), ENCODERS["string"], LAYOUT)
+    assert onboarding_rows(states, np.array([0]), ENCODERS["string"], LAYOUT, end) == newest
+
+
 def test_no_rows_have_the_same_columns():
     none = np.zeros(0, np.int64)
     states = empty([0], "string")

@@ -242,7 +242,11 @@ def test_more_events_than_are_kept_are_refused_whole():
     done = add(states, [day(4), day(5), day(3)], max_events=4)
     assert done.outcomes == [["too_many_events", "too_many_events", "duplicate"]]
     assert not (done.changed | done.activity).any()
+    assert done.full.tolist() == [True]
     assert done.states.encode() == states.encode()
+    joined = states.union(one(day(4), day(5)).states, **(KEPT | {"max_events": 4}))
+    assert joined.full.tolist() == [True]
+    assert joined.states.encode() == states.encode()
     assert add(states, [day(4)], max_events=4).outcomes == [["applied"]]
     # What the new events push out makes room for them.
     assert add(states, [day(40), day(41)], max_events=2).outcomes == [["applied", "applied"]]
