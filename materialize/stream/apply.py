@@ -218,9 +218,8 @@ class Applier:
                     again[user] = _moments(doubted)
                 report.judge(own, outcomes)
             if again:
-                written = {users[row] for row in taken.written}
                 artifacts = self._settings.artifacts_url
-                for view, table in rows_again(self._hashes, targets, artifacts, again, written):
+                for view, table in rows_again(self._hashes, targets, artifacts, again):
                     taken.tables.setdefault(view, []).append(table)
         return taken
 
@@ -272,8 +271,8 @@ class _Report:
 
 def _moments(received: Sequence[_Received]) -> list[Moment]:
     return [
-        Moment(_VIEWS[event.type], event.timestamp_us, delivery.appended_ms * 1000)
-        for delivery, event in received
+        Moment(_VIEWS[event.type], event.timestamp_us)
+        for _, event in received
         if event.type in _VIEWS
     ]
 

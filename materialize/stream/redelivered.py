@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -15,7 +16,7 @@ from materialize.stores.wire import Faults, Stored
 from materialize.stream.atomic import UserHashes
 from materialize.stream.embeddings import encode_views
 from materialize.stream.raw_rows import made_rows
-from materialize.stream.read_users import Bools, Ints, ReadUsers, RowTimes, User
+from materialize.stream.read_users import Ints, ReadUsers, RowTimes, User
 from materialize.stream.stored_rows import stored_table
 from materialize.stream.targets import StoredView, StreamTargets
 from transforms.layout import PROFILE
@@ -30,11 +31,10 @@ _INSTANT = pa.timestamp("us", "UTC")
 
 @dataclass(frozen=True, order=True)
 class Moment:
-    """A redelivered event: the raw view that it changes, its time, and when it was appended."""
+    """A redelivered event: the raw view that it changes, and its time."""
 
     view: str
     event_us: int
-    appended_us: int
 
 
 def rows_again(
@@ -42,12 +42,12 @@ def rows_again(
     targets: StreamTargets,
     artifacts: str,
     moments: Mapping[User, Sequence[Moment]],
-    written: Collection[User],
 ) -> list[tuple[str, pa.Table]]:
     """Return the rows of some users that may not be offline yet: they are there twice, then.
 
-    What is online at this moment, with its own times; and the rows as of each moment, for which
-    the time of the append stands as created time, because nobody can know when they were made.
+    What is online at this moment, with its own times; and the rows as of each moment, created now:
+    events that came late since then are in them, so an earlier time would let a training set see
+    what nobody knew.
 
     Parameters
     ----------
@@ -56,8 +56,6 @@ def rows_again(
     artifacts : str
         Folder or URL of the artifact store.
     moments : mapping of user to sequence of Moment
-    written : collection of users
-        Whose rows that are online were written just now: these are at hand.
 
     Raises
     ------
@@ -65,13 +63,10 @@ def rows_again(
         Redis does not answer.
     """
     read = ReadUsers(hashes, targets, list(moments))
-    online = np.array([user not in written for user in read.users], np.bool_)
     found: list[tuple[str, pa.Table]] = []
     for stored in targets.raw:
         values = [read.column(stored, feature) for feature in stored.features]
-        found.append(
-            (stored.name, _online(targets, stored, read, values, read.times[stored.name], online))
-        )
+        found.append((stored.name, _online(targets, stored, read, values, read.times[stored.name])))
     views = [target.stored for target in targets.embeddings]
     answers = hashes.read(read.keys, [f for stored in views for f in stored.fields])
     columns = iter(zip(*answers, strict=True))
@@ -79,7 +74,7 @@ def rows_again(
         values = [next(columns) for _ in stored.features]
         # Of the same moment as the values, which is later than that of the raw rows.
         times = RowTimes.of(next(columns), stored.name, read.users, read.faults)
-        found.append((stored.name, _online(targets, stored, read, values, times, online)))
+        found.append((stored.name, _online(targets, stored, read, values, times)))
     found += _as_of(targets, artifacts, read, moments)
     return [(view, table) for view, table in found if len(table)]
 
@@ -90,12 +85,11 @@ def _online(
     read: ReadUsers,
     values: Sequence[Stored],
     times: RowTimes,
-    wanted: Bools,
 ) -> pa.Table:
     """Return the rows of a view that are online and can be read."""
     faults: Faults = {}
     table = stored_table(targets, stored, values, read.users, faults)
-    kept = times.present & wanted
+    kept = times.present.copy()
     kept[[*faults, *read.faults]] = False
     for name, moments in ((EVENT_TIME, times.event_us), (CREATED, times.created_us)):
         table = table.append_column(name, pa.array(moments).cast(_INSTANT))
@@ -110,6 +104,7 @@ def _as_of(
 ) -> Iterator[tuple[str, pa.Table]]:
     """Yield raw rows and embeddings as they were at moments before those that are online."""
     states = UserStates.decode(read.users, read.states, {})
+    created = read.created(time.time_ns() // 1000)
     earlier = [
         sorted({one for one in moments[user] if one.event_us < read.times[one.view].event_us[row]})
         for row, user in enumerate(read.users)
@@ -117,20 +112,26 @@ def _as_of(
     for turn in zip_longest(*earlier):  # one moment a user, so that rows are told by their users
         at = [row for row, one in enumerate(turn) if one is not None]
         own = [one for one in turn if one is not None]
-        yield from _Turn(targets, read, np.array(at, np.int64), own).rows(states, artifacts)
+        rows = np.array(at, np.int64)
+        yield from _Turn(targets, read, rows, own, created[rows]).rows(states, artifacts)
 
 
 class _Turn:
     """One moment each of some users."""
 
     def __init__(
-        self, targets: StreamTargets, read: ReadUsers, rows: Ints, moments: Sequence[Moment]
+        self,
+        targets: StreamTargets,
+        read: ReadUsers,
+        rows: Ints,
+        moments: Sequence[Moment],
+        created: Ints,
     ) -> None:
         self._targets, self._read, self._at = targets, read, rows
         self._users = [read.users[row] for row in rows.tolist()]
         self._views = np.array([one.view for one in moments], object)
         self._cuts = np.array([one.event_us for one in moments], np.int64)
-        self._created = np.array([one.appended_us for one in moments], np.int64)
+        self._created = created
 
     def rows(self, states: UserStates, artifacts: str) -> Iterator[tuple[str, pa.Table]]:
         """Yield the row of each moment's event, and the embeddings of what was known then."""

@@ -475,7 +475,7 @@ def test_a_redelivered_profile_change_is_kept_offline_beside_a_new_event_of_the_
 ) -> None:
     """The new event writes other views: what they have at hand is not the profile's row."""
     user = next(USERS)
-    changed = change(user, NOON, gender="f")
+    changed = change(user, NOON, gender="f", age=20.0)
     (row,) = apply(applier, changed).offline[PROFILE].to_pylist()
     again = applier.apply(deliveries([changed, consume(user, 1, NOON)], redelivered=True))
     assert again.outcomes == {("profile_change", "duplicate"): 1, ("consume", "applied"): 1}
