@@ -29,6 +29,10 @@ logger = logging.getLogger(__name__)
 
 _AGAIN_SECONDS = (0.5, 30.0)
 """Before a worker that died is started again: the first time, and at most."""
+_PRELOADED = [
+    *("materialize.stream.apply", "materialize.stream.offline", "materialize.stream.worker"),
+    *("materialize.stores.redis", "materialize.stream.redis_source", "onnxruntime"),
+]
 _TICK_SECONDS = 0.2
 _END_SECONDS = 60.0
 """How long workers may take to end after they were told to, before they are killed: harmless, what
@@ -125,8 +129,10 @@ class _Supervisor:
         self._settings, self._options = settings, options
         self._stop, self._line = stop, line
         self._places = [_Place(index) for index in range(workers)]
-        # A fork of this process would inherit Feast's and redis-py's threads and sockets.
-        self._processes = multiprocessing.get_context("spawn")
+        # A fork of this process would inherit its threads and sockets, and `import feast` costs
+        # seconds: a server of forks pays them once, and has neither.
+        self._processes = multiprocessing.get_context("forkserver")
+        self._processes.set_forkserver_preload(_PRELOADED)
         self._told = False
 
     def run(self) -> list[dict[str, Any]]:

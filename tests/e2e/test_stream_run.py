@@ -1,0 +1,307 @@
+"""`palate stream` on a real repository: from appended events to embeddings, by the command line."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import redis
+import requests
+import yaml
+from click.testing import CliRunner, Result
+
+from materialize.cli import main
+from materialize.stream.connect import connect
+from materialize.stream.status import read_lag
+from materialize.stream.writer import EventWriter
+from tests.e2e.redis_faults import wait_until
+from tests.repositories import TinyRepository
+from tests.servers import Server, free_port
+from tests.stores import PROFILES
+from tests.streams import DAY, LAYOUT, NOON, TinyStream, consume
+from transforms.names import stored_view
+from transforms.stream.events import StreamEvent, event_payload
+
+SPACE = stored_view(1)
+PARTITIONS = 4
+STREAM = {"partitions": PARTITIONS, "flush_seconds": 0.5, "lease_seconds": 1.5, "linger_ms": 1}
+
+
+@pytest.fixture(scope="module")
+def stream(redis_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyStream]:
+    root = tmp_path_factory.mktemp("stream_run")
+    online = PROFILES["palate-redis"].settings(redis_server, str(root))
+    made = TinyStream.make(root / "repository", online, stream=STREAM)
+    made.add_space()
+    yield made
+    gc.unfreeze()  # commands that ran in this process froze what was alive
+
+
+def palate(stream: TinyStream, *arguments: str, code: int = 0, **more: Any) -> Result:
+    """Run a command in this process, where Feast is imported already."""
+    repo = ("--repo", str(stream.context.settings.repo))
+    result = CliRunner().invoke(main, ["stream", *arguments, *repo], **more)
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
+
+
+def lines(path: Path, events: Sequence[StreamEvent | bytes]) -> Path:
+    payloads = [
+        one if isinstance(one, bytes) else event_payload(one, LAYOUT.context) for one in events
+    ]
+    path.write_bytes(b"\n".join(payloads) + b"\n")
+    return path
+
+
+def run_to_the_end(stream: TinyStream, *arguments: str) -> dict[str, Any]:
+    result = palate(stream, "run", "--until-idle", "--quiet", *arguments)
+    summary: dict[str, Any] = json.loads(result.stdout)
+    return summary
+
+
+def served(stream: TinyStream, *users: int) -> dict[str, list[Any]]:
+    return stream.online(SPACE, users)
+
+
+def kept(stream: TinyStream) -> set[tuple[int, int]]:
+    """Return user and ``as_of`` of the offline rows of the space."""
+    folder = stream.offline(stream.context.ledger.space(1))
+    rows = pa.concat_tables(pq.read_table(path) for path in sorted(folder.rglob("*.parquet")))
+    return set(zip(rows["user_id"].to_pylist(), rows["as_of"].to_pylist(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def begun(stream: TinyStream) -> TinyStream:
+    """The states are begun, from nothing; before that the run is refused."""
+    result = palate(stream, "run", "--until-idle", code=3)
+    assert "holds no users' states" in result.output
+    assert "palate stream seed" in result.output
+    assert "states: none" not in palate(stream, "append", os.devnull, "--quiet").output
+    assert run_to_the_end(stream, "--from-nothing")["events"] == 0
+    return stream
+
+
+def test_appended_events_become_embeddings_and_offline_rows(
+    begun: TinyStream, tmp_path: Path
+) -> None:
+    events = [consume(user, item, NOON + item) for user in (1, 2) for item in range(3)]
+    pick = StreamEvent("onboarding_pick", 3, NOON, "item-4")
+    appended = palate(begun, "append", str(lines(tmp_path / "e.jsonl", [*events, pick])), "--quiet")
+    assert json.loads(appended.stdout) == {"appended": 7}
+    status = json.loads(palate(begun, "status", "--json").stdout)
+    assert status["undelivered"] == 7
+    summary = run_to_the_end(begun)
+    assert summary["outcomes"] == {
+        "consume": {"applied": 6},
+        "onboarding_pick": {"applied": 1},
+    }
+    assert set(summary["freshness_ms"]) == {"p50", "p95", "p99"}
+    found = served(begun, 1, 2, 3, 4)
+    assert found["status"] == ["warm", "warm", "onboarded", None]
+    assert found["as_of"][0] == NOON + 2
+    assert summary["offline_rows"] > 0
+    assert {1, 2, 3} <= {user for user, _ in kept(begun)}
+    status = json.loads(palate(begun, "status", "--json").stdout)
+    assert (status["undelivered"], status["unacknowledged"], status["workers"]) == (0, 0, 0)
+
+
+def test_dead_letters_are_listed_replayed_and_dropped(begun: TinyStream, tmp_path: Path) -> None:
+    good = event_payload(consume(21, 1, NOON), LAYOUT.context)
+    bad = [b"nonsense", good.replace(b"consume", b"dance"), good.replace(b"item-1", b"item-x")]
+    palate(begun, "append", "-", "--quiet", input=b"\n".join([*bad, good]))
+    summary = run_to_the_end(begun)
+    reasons = {"not_json": 1, "unknown_type": 1, "unknown_item": 1}
+    assert summary["dead_letters"] == reasons
+    listed = json.loads(palate(begun, "dead", "list", "--json").stdout)
+    assert listed["reasons"] == reasons
+    by_reason = {one["reason"]: one for one in listed["letters"]}
+    assert by_reason["not_json"]["payload"] == "nonsense"
+    table = palate(begun, "dead", "list", "--reason", "unknown_type").output
+    assert "dance" in table
+    assert "nonsense" not in table
+    assert "3" in palate(begun, "status").output.splitlines()[-2]
+
+    chosen = ("--id", by_reason["unknown_type"]["id"])
+    dry = json.loads(palate(begun, "dead", "replay", *chosen, "--dry-run").stdout)
+    assert dry == {"found": 1, "replayed": 0}
+    moved = json.loads(palate(begun, "dead", "replay", *chosen).stdout)
+    assert moved == {"found": 1, "replayed": 1}
+    assert run_to_the_end(begun)["dead_letters"] == {"unknown_type": 1}
+
+    kept = palate(begun, "dead", "drop", "--all")
+    assert json.loads(kept.stdout) == {"found": 3, "dropped": 0}
+    assert "--yes" in kept.stderr
+    dropped = palate(begun, "dead", "drop", "--all", "--yes")
+    assert json.loads(dropped.stdout) == {"found": 3, "dropped": 3}
+    assert "no dead letters" in palate(begun, "dead", "list").output
+    assert "--reason or --id" in palate(begun, "dead", "drop", "--yes", code=2).output
+    assert "partition:entry" in palate(begun, "dead", "list", "--id", "x", code=2).output
+
+
+def test_a_file_of_clean_events_is_applied_once(begun: TinyStream, tmp_path: Path) -> None:
+    path = tmp_path / "clean.parquet"
+    moments = [NOON, NOON + 5, NOON + DAY]
+    table = pa.table(
+        {
+            "user_id": [31, 32, 31],
+            "item_id": ["item-1", "item-2", "item-3"],
+            "ts": pa.array(moments).cast(pa.timestamp("us", "UTC")),
+            "weight": pa.array([1.0, 2.0, 1.0], pa.float32()),
+            "context": [["BR"], [None], ["CL"]],
+        }
+    )
+    pq.write_table(table, path)
+    first = palate(begun, "run", "--source", str(path), "--quiet")
+    assert json.loads(first.stdout)["outcomes"] == {"consume": {"applied": 3}}
+    assert served(begun, 31, 32)["as_of"] == [NOON + DAY, NOON + 5]
+    again = palate(begun, "run", "--source", str(path), "--quiet")
+    assert json.loads(again.stdout)["events"] == 0
+    palate(begun, "append", str(path), "--quiet", "--rate", "1000")
+    assert run_to_the_end(begun)["outcomes"] == {"consume": {"duplicate": 3}}
+    refused = palate(begun, "run", "--source", str(path), "--workers", "2", code=2)
+    assert "one worker" in refused.output
+
+
+class Running:
+    """`palate stream run` in a process of its own."""
+
+    def __init__(self, stream: TinyStream, log: Path, *arguments: str) -> None:
+        program = Path(sys.executable).parent / "palate"
+        self._log = log
+        with log.open("wb") as out, log.with_suffix(".err").open("wb") as err:
+            self.process = subprocess.Popen(
+                [program, "stream", "run", "--repo", stream.context.settings.repo, *arguments],
+                stdout=out,
+                stderr=err,
+            )
+
+    def stop(self) -> dict[str, Any]:
+        """Send SIGTERM and return the summary."""
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(60)
+        assert code == 0, self._log.with_suffix(".err").read_text()
+        summary: dict[str, Any] = json.loads(self._log.read_text())
+        return summary
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            for one in psutil.Process(self.process.pid).children(recursive=True):
+                one.kill()
+            self.process.kill()
+        self.process.wait()
+
+
+def owners(stream: TinyStream, client: redis.Redis) -> set[str]:
+    """Return the names of the workers that own partitions."""
+    lag = read_lag(client, stream.context.store.project, PARTITIONS)
+    return {one.owner for one in lag.partitions if one.owner is not None}
+
+
+def scraped(port: int) -> str:
+    return requests.get(f"http://127.0.0.1:{port}/metrics", timeout=5).text
+
+
+@pytest.mark.slow
+def test_workers_share_are_replaced_when_killed_and_stop_in_order(
+    begun: TinyStream, redis_server: Server, tmp_path: Path
+) -> None:
+    client, project = connect(redis_server.url), begun.context.store.project
+    writer = EventWriter(client, project, PARTITIONS, context=LAYOUT.context)
+    port = free_port()
+    running = Running(
+        begun, tmp_path / "out", "--workers", "2", "--metrics-port", str(port), "--quiet"
+    )
+    users = range(1_000, 1_040)
+    try:
+        wait_until(lambda: len(owners(begun, client)) == 2, 120)
+        writer.append([consume(user, 1, NOON) for user in users])
+        wait_until(lambda: set(served(begun, *users)["status"]) == {"warm"})
+        for each in (port, port + 1):
+            wait_until(lambda each=each: "palate_stream_owned_partitions 2.0" in scraped(each))
+            assert "palate_stream_freshness_seconds_bucket" in scraped(each)
+
+        victim = sorted(owners(begun, client))[0]
+        os.kill(int(victim.split("-")[-2]), signal.SIGKILL)
+        writer.append([consume(user, 2, NOON + 1) for user in users])
+        wait_until(lambda: set(served(begun, *users)["as_of"]) == {NOON + 1})
+        wait_until(lambda: len(owners(begun, client) - {victim}) == 2)
+
+        writer.append([consume(user, 3, NOON + 2) for user in users])
+        wait_until(lambda: set(served(begun, *users)["as_of"]) == {NOON + 2})
+        summary = running.stop()
+    finally:
+        running.end()
+    assert summary["outcomes"]["consume"]["applied"] >= 80
+    lag = read_lag(client, project, PARTITIONS)
+    assert (lag.undelivered, lag.unacknowledged) == (0, 0)
+    assert owners(begun, client) == set()
+    assert {(user, NOON + n) for user in users for n in range(3)} <= kept(begun)
+    client.close()
+
+
+# Refusals.
+
+
+def configured(stream: TinyStream, folder: Path, **changes: Any) -> Path:
+    """Return the repository with other settings of the stream, in a folder of its own."""
+    repo = stream.context.settings.repo
+    content = yaml.safe_load((repo / "palate.yaml").read_text())
+    content["stream"] |= changes
+    content |= {"dataset": str(repo / "tiny.yaml"), "data_dir": str(repo / "data")}
+    folder.mkdir()
+    (folder / "palate.yaml").write_text(yaml.safe_dump(content))
+    (folder / "feature_store.yaml").write_text((repo / "feature_store.yaml").read_text())
+    return folder
+
+
+def refused(folder: Path, *arguments: str, code: int) -> str:
+    result = CliRunner().invoke(main, ["stream", *arguments, "--repo", str(folder)])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result.output
+
+
+def test_another_number_of_partitions_says_what_to_do(begun: TinyStream, tmp_path: Path) -> None:
+    folder = configured(begun, tmp_path / "r", partitions=8)
+    told = refused(folder, "run", "--until-idle", code=3)
+    assert "8 partitions given" in told
+    assert "Set stream.partitions to 4" in told
+
+
+def test_a_wrong_password_is_masked(
+    begun: TinyStream, redis_server: Server, tmp_path: Path
+) -> None:
+    url = f"redis://nobody:s3cret@127.0.0.1:{redis_server.port}"
+    told = refused(configured(begun, tmp_path / "r", url=url), "status", code=1)
+    assert "nobody:***@" in told
+    assert "s3cret" not in told
+
+
+def test_an_event_stream_that_does_not_answer_is_named(begun: TinyStream, tmp_path: Path) -> None:
+    url = f"redis://127.0.0.1:{free_port()}"
+    told = refused(configured(begun, tmp_path / "r", url=url), "append", os.devnull, code=1)
+    assert f"{url} does not answer" in told
+
+
+def test_another_online_store_is_refused(tmp_path: Path) -> None:
+    repository = TinyRepository.make(tmp_path / uuid.uuid4().hex)
+    told = refused(repository.path, "run", code=1)
+    assert "PalateRedisOnlineStore" in told
+
+
+def test_a_field_of_the_settings_is_named_when_it_is_wrong(
+    begun: TinyStream, tmp_path: Path
+) -> None:
+    folder = configured(begun, tmp_path / "r", lease_seconds=0.1)
+    assert "stream.lease_seconds" in refused(folder, "status", code=1)
