@@ -57,7 +57,13 @@ class NewEvents:
         profiles: Sequence[Profile],
         sign_up: Ints,
     ) -> NewEvents:
-        """Sort the events of users whose profiles and sign-ups are known so far."""
+        """Sort the events of users whose profiles and sign-ups are known so far.
+
+        Raises
+        ------
+        ValueError
+            An event of an item without one.
+        """
         fact_places: list[Place] = []
         pick_places: list[Place] = []
         facts: list[StreamEvent] = []
@@ -157,18 +163,26 @@ def _event_facts(
 
 
 def _keys(events: Iterable[StreamEvent]) -> Ints:
-    keys = [item_key(event.item_id) for event in events if event.item_id is not None]
+    keys = []
+    for event in events:
+        if event.item_id is None:
+            raise ValueError(f"{event!r} was given, an item_id expected in a {event.type} event.")
+        keys.append(item_key(event.item_id))
     return np.array(keys, np.int64)
 
 
 def _profile_change(known: Profile, event: StreamEvent) -> tuple[int, Profile]:
     """Return the outcome of the columns that an event sets, and the profile after it."""
     change = Profile.of(event)
-    joined, before = known.joined(change), known.to_bytes()
-    if joined.to_bytes() != before:
+    joined = known.joined(change)
+    if joined.to_bytes() != known.to_bytes():
         return APPLIED, joined
     # Nothing new: said before, or before something newer was said of the same columns.
-    return (DUPLICATE if change.joined(known).to_bytes() == change.to_bytes() else OUTSIDE), known
+    said = Profile(
+        {name: known.categories[name] for name in change.categories},
+        {name: known.numbers[name] for name in change.numbers},
+    )
+    return (DUPLICATE if said.to_bytes() == change.to_bytes() else OUTSIDE), known
 
 
 def _positions(users: Sequence[int | str], ids: pa.ChunkedArray) -> Ints:

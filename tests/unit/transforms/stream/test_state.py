@@ -272,6 +272,9 @@ def test_later_changes_of_a_column_win_and_say_whether_they_did():
     assert done.states.profiles[0].categories == {"country": (5, "it"), "gender": (4, "x")}
     assert done.profile[0]
     assert not (done.activity | done.onboarding).any()
+    again = add(done.states, [change(4, gender="x"), change(4, gender="a"), change(3, country="")])
+    assert again.outcomes == [["duplicate", "outside", "outside"]]
+    assert not again.changed.any()
 
 
 def test_numbers_are_stored_as_32_bits_and_a_missing_one_is_a_value():
@@ -314,6 +317,11 @@ def test_picks_and_sign_ups_of_clean_users_are_those_of_events():
         ],
     )
     assert made.encode() == streamed.states.encode()
+
+
+def test_an_event_without_its_item_is_an_error_that_shows_it():
+    with pytest.raises(ValueError, match=r"StreamEvent\(type='consume'.*an item_id expected"):
+        one(StreamEvent("consume", "user 0", 5))
 
 
 def test_clean_picks_without_a_time_are_an_error():
