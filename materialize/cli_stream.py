@@ -64,15 +64,15 @@ def run_command(
     from the section "stream" of palate.yaml. Prints what was done as JSON.
     """
     from materialize.context import Context
-    from materialize.stream.service import RunOptions, prepare
+    from materialize.stream.service import RunOptions
     from materialize.stream.supervisor import run_stream
 
     if source is not None and workers > 1:
         raise click.UsageError("--source is read by one worker; leave --workers out.")
     context = Context(repo)
     context.settings = context.settings.with_stream(**changes)
-    prepare(context, from_nothing=from_nothing, reads_file=source is not None)
-    print_json(run_stream(context, RunOptions(until_idle, source), workers, quiet=quiet))
+    options = RunOptions(until_idle, source, from_nothing)
+    print_json(run_stream(context, options, workers, quiet=quiet))
 
 
 @stream_group.command("seed")
@@ -120,18 +120,19 @@ def check_command(repo: Path, users: int, limit: float, as_json: bool) -> None:
     from materialize.context import Context
     from materialize.stream.check import check_stream
     from materialize.stream.connect import fix_partitions
+    from materialize.stream.keys import config_key
     from materialize.stream.service import open_events
 
     context = Context(repo)
     store = context.store
     with closing(open_events(store, context.settings)) as client:
-        partitions = fix_partitions(client, store.project, None)
+        used = client.exists(config_key(store.project))
         found = check_stream(
             store,
             context.settings,
             context.ledger,
             users,
-            stream=(client, partitions),
+            stream=(client, fix_partitions(client, store.project, None)) if used else None,
             limit=limit,
         )
     if as_json:

@@ -39,6 +39,8 @@ class RunOptions:
     until_idle: bool = False
     source: Path | None = None
     """File instead of the event stream."""
+    from_nothing: bool = False
+    """Where the online store holds no states, begin them empty."""
 
 
 def open_events(store: FeatureStore, settings: RepoSettings) -> Redis:
@@ -85,16 +87,8 @@ def require_states(client: Any, project: str) -> None:
         )
 
 
-def prepare(context: Context, *, from_nothing: bool, reads_file: bool) -> None:
-    """Check once, before any worker starts, what all of them need.
-
-    Parameters
-    ----------
-    context : Context
-    from_nothing : bool
-        Where the online store holds no states, begin them empty.
-    reads_file : bool
-        The events come from a file, so that there is no event stream to check.
+def prepare(context: Context, options: RunOptions) -> None:
+    """Check once, before any worker starts, what all of them need; begin states if asked to.
 
     Raises
     ------
@@ -108,11 +102,11 @@ def prepare(context: Context, *, from_nothing: bool, reads_file: bool) -> None:
     store, settings = context.store, context.settings
     project = store.project
     with closing(UserHashes(store).client) as online:
-        if from_nothing and read_marker(online, project) is None:
+        if options.from_nothing and read_marker(online, project) is None:
             longest = max(settings.dataset.windows)
             write_marker(online, project, StreamMarker(None, longest, "", time.time_ns() // 1000))
         require_states(online, project)
-    if not reads_file:
+    if options.source is None:
         with closing(open_events(store, settings)) as events:
             fix_partitions(events, project, settings.file.stream.partitions)
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext
+from multiprocessing.forkserver import ensure_running
 from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any
@@ -20,7 +22,7 @@ from materialize.config import RepoSettings
 from materialize.context import Context
 from materialize.stream.metrics import StreamMetrics, summary
 from materialize.stream.progress import ProgressLine
-from materialize.stream.service import RunOptions, run_worker
+from materialize.stream.service import RunOptions, prepare, run_worker
 from materialize.stream.source import Lag
 
 __all__ = ["run_stream", "stopping"]
@@ -46,16 +48,20 @@ def run_stream(
 
     Raises
     ------
+    StreamConflict
+        The stream or the states are not fit to begin: see `materialize.stream.service.prepare`.
     EmbeddingError
         Work cannot go on.
     """
-    began = time.monotonic()
     line = ProgressLine(quiet)
     with stopping(impatient=True) as stop:
-        if workers == 1:
+        forks = _server_of_forks() if workers > 1 else None
+        prepare(context, options)
+        began = time.monotonic()
+        if forks is None:
             snapshots = [_run_here(context, options, stop, line)]
         else:
-            snapshots = _Supervisor(context.settings, options, workers, stop, line).run()
+            snapshots = _Supervisor(context.settings, options, workers, forks, stop, line).run()
     line.end()
     return summary(snapshots, time.monotonic() - began)
 
@@ -86,6 +92,18 @@ def stopping(*, impatient: bool) -> Iterator[threading.Event]:
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)
+
+
+def _server_of_forks() -> ForkServerContext:
+    """Return the context of a process that begins now to import what workers need.
+
+    A fork of this one would inherit its threads and sockets; and `import feast` costs seconds,
+    which the server pays once, and while this one pays them too.
+    """
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(_PRELOADED)
+    ensure_running()
+    return forks
 
 
 def _run_here(
@@ -123,16 +141,14 @@ class _Supervisor:
         settings: RepoSettings,
         options: RunOptions,
         workers: int,
+        forks: ForkServerContext,
         stop: threading.Event,
         line: ProgressLine,
     ) -> None:
         self._settings, self._options = settings, options
         self._stop, self._line = stop, line
         self._places = [_Place(index) for index in range(workers)]
-        # A fork of this process would inherit its threads and sockets, and `import feast` costs
-        # seconds: a server of forks pays them once, and has neither.
-        self._processes = multiprocessing.get_context("forkserver")
-        self._processes.set_forkserver_preload(_PRELOADED)
+        self._processes = forks
         self._told = False
 
     def run(self) -> list[dict[str, Any]]:
