@@ -30,7 +30,15 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from feast import RepoConfig
 
-__all__ = ["TRANSIENT", "RedisLayout", "as_columns", "refusal", "require_answers"]
+__all__ = [
+    "TRANSIENT",
+    "RedisLayout",
+    "as_columns",
+    "hmget_commands",
+    "hmget_frame",
+    "refusal",
+    "require_answers",
+]
 
 TRANSIENT = (
     # Refused, reset, closed; a server that loads its data; a failover; a garbled answer, after
@@ -80,11 +88,7 @@ class RedisLayout:
     def commands(self, wanted: Sequence[Wanted], keys: Sequence[bytes]) -> bytes:
         """Return one HMGET a key, as Redis reads them from the wire."""
         question = self._question(wanted)
-        head, tail = question.head, question.tail
-        if len({len(key) for key in keys}) == 1:
-            before = head + b"%d\r\n" % len(keys[0])
-            return before + (tail + before).join(keys) + tail
-        return b"".join([head + b"%d\r\n" % len(key) + key + tail for key in keys])
+        return hmget_commands(keys, question.head, question.tail)
 
     def _question(self, wanted: Sequence[Wanted]) -> _Question:
         versioned = self._config.registry.enable_online_feature_view_versioning
@@ -113,12 +117,26 @@ class _Question:
     @cached_property
     def head(self) -> bytes:
         """What stands before the length of a key."""
-        return b"*%d\r\n$5\r\nHMGET\r\n$" % (2 + len(self.fields))
+        return hmget_frame(self.fields)[0]
 
     @cached_property
     def tail(self) -> bytes:
         """What stands behind a key."""
-        return b"\r\n" + b"".join([b"$%d\r\n%b\r\n" % (len(f), f) for f in self.fields])
+        return hmget_frame(self.fields)[1]
+
+
+def hmget_frame(fields: Sequence[bytes]) -> tuple[bytes, bytes]:
+    """Return what stands before the length of a key, and behind the key, in an HMGET of fields."""
+    head = b"*%d\r\n$5\r\nHMGET\r\n$" % (2 + len(fields))
+    return head, b"\r\n" + b"".join([b"$%d\r\n%b\r\n" % (len(f), f) for f in fields])
+
+
+def hmget_commands(keys: Sequence[bytes], head: bytes, tail: bytes) -> bytes:
+    """Return one HMGET a key, as Redis reads them from the wire; see `hmget_frame`."""
+    if len({len(key) for key in keys}) == 1:
+        before = head + b"%d\r\n" % len(keys[0])
+        return before + (tail + before).join(keys) + tail
+    return b"".join([head + b"%d\r\n" % len(key) + key + tail for key in keys])
 
 
 def require_answers(answers: Sequence[Any], where: str) -> Sequence[Any]:
