@@ -230,6 +230,12 @@ class EventParser:
         return float(value) if self._weighted else 1.0
 
     def _circumstances(self, raw: Mapping[str, Any]) -> tuple[str, ...] | None:
+        given = raw.get("context")
+        if type(given) is dict and len(given) == len(self._context):
+            # Nearly always all of them are given, and are text: a third of the time of `parse`.
+            values: tuple[Any, ...] = tuple(map(given.get, self._context))
+            if set(map(type, values)) == {str}:
+                return values
         given = _mapping("context", raw, self._context, _category)
         return tuple([given.get(name, "") for name in self._context]) if self._context else None
 
