@@ -32,7 +32,7 @@ from materialize.validate import validate
 from materialize.validation.report import ValidationReport
 from transforms.clean import CleanTables
 
-__all__ = ["run_demo"]
+__all__ = ["feast_apply", "run_demo", "write_summary"]
 
 _log = logging.getLogger(__name__)
 
@@ -139,13 +139,13 @@ def _run(repo: Path, output: Path, chosen: _Chosen, meter: StepMeter) -> dict[st
         )
         step.counts = dict(built.rows)
     with meter.step("apply"):
-        _feast_apply(repo)
+        feast_apply(repo)
     with meter.step("train") as step:
         trained = train_space(context.store, settings, context.ledger)
         step.counts = {"rows": trained.rows, "epochs": len(trained.history)}
     space = trained.space
     with meter.step("apply space"):
-        _feast_apply(repo)
+        feast_apply(repo)
         context.store.refresh_registry()  # type: ignore[no-untyped-call]
     # The data's end, not today: the day after the newest raw feature.
     end = _data_end(validation)
@@ -197,7 +197,7 @@ def _run(repo: Path, output: Path, chosen: _Chosen, meter: StepMeter) -> dict[st
         facts = summary | {"steps": meter.to_list()}
         report_space(settings, space, output / "report.html", facts, ledger=context.ledger)
     summary["steps"] = meter.to_list()
-    _write_json(output / "summary.json", summary)
+    write_summary(output / "summary.json", summary)
     return summary
 
 
@@ -207,7 +207,7 @@ def _data_end(validation: ValidationReport) -> datetime:
     return validation.last_event.astimezone(timezone.utc) + timedelta(days=1)
 
 
-def _feast_apply(repo: Path) -> None:
+def feast_apply(repo: Path) -> None:
     """Run `feast apply` as a user would: in a process of its own, in the repository."""
     command = [sys.executable, "-c", "from feast.cli.cli import cli; cli()", "apply"]
     done = subprocess.run(command, cwd=repo, capture_output=True, text=True, check=False)  # noqa: S603
@@ -235,7 +235,8 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_summary(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON under a name at which it appears whole; what JSON does not know, as text."""
     temporary = path.with_suffix(".json.tmp")
     temporary.write_text(json.dumps(value, indent=2, default=str), encoding="utf-8")
     os.replace(temporary, path)

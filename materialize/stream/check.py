@@ -162,7 +162,7 @@ def check_stream(
     made = raw_rows_of(
         given.events, given.profiles, given.onboarding, targets.encoders, targets.layout
     )
-    comparison = _Comparison(store, chosen, limit)
+    comparison = _Comparison(store, chosen, limit, given.picked_last)
     for raw in targets.raw:
         comparison.add(raw.view, made[raw.name])
     for target in targets.embeddings:
@@ -183,8 +183,15 @@ def check_stream(
 class _Comparison:
     """Reads views online and compares each row with the recomputed one."""
 
-    def __init__(self, store: FeatureStore, users: Sequence[int | str], limit: float) -> None:
+    def __init__(
+        self,
+        store: FeatureStore,
+        users: Sequence[int | str],
+        limit: float,
+        picked_last: Mapping[int | str, int],
+    ) -> None:
         self._store, self._users, self._limit = store, users, limit
+        self._picked_last = picked_last
         self._rows: dict[str, int] = {}
         self._largest: dict[str, float] = {}
         self._cosine = 1.0
@@ -209,13 +216,14 @@ class _Comparison:
             at = row[as_of]
             if at is None and wanted is None:
                 continue
-            if at is None or wanted is None or at != wanted[as_of]:
+            if at is None or wanted is None or not self._same_moment(user, at, wanted[as_of]):
                 late = wanted is None or (at is not None and at > wanted[as_of])
                 why = "missing" if at is None else "ahead" if late else "different"
                 self._found.append(UserDifference(user, view.name, why, math.nan))
                 continue
             self._rows[view.name] += 1
-            difference = max(_difference(row[name], wanted[name]) for name in features)
+            names = [name for name in features if name != as_of]
+            difference = max(_difference(row[name], wanted[name]) for name in names)
             if "embedding" in features:
                 kept, exact = (np.array(r["embedding"], np.float64) for r in (row, wanted))
                 self._cosine = min(self._cosine, _cosine(kept, exact))
@@ -235,6 +243,9 @@ class _Comparison:
             ),
             limit=self._limit,
         )
+
+    def _same_moment(self, user: int | str, online: int, made: int) -> bool:
+        return online == made or made < online <= self._picked_last.get(user, made)
 
     def _read(self, view: str, features: Sequence[str]) -> dict[int | str, dict[str, Any]]:
         rows: dict[int | str, dict[str, Any]] = {}

@@ -44,11 +44,16 @@ class Given:
     profiles, onboarding : pyarrow.Table
         Columns of the clean users, for users with a profile, with picks; ``signed_up_at`` is the
         time of the row that they make.
+    picked_last : dict of id to int
+        Latest time (us) at which some source says that the user picked something. A pick keeps its
+        first time, but the batch has it as of the sign-up and the stream as it came: a row that
+        was made before the earlier one was known is as of the later one, and stays.
     """
 
     events: pa.Table
     profiles: pa.Table
     onboarding: pa.Table
+    picked_last: dict[int | str, int]
 
 
 def read_stream(
@@ -125,6 +130,11 @@ def gather(
         _distinct(pa.concat_tables(parts), signed_up),
         _profiles(dataset, rows, mine, known.schema),
         _onboarding(rows, mine, known.schema),
+        {
+            user: max(times)
+            for user, own in mine.items()
+            if (times := [e.timestamp_us for e in own if e.type == "onboarding_pick"])
+        },
     )
 
 
