@@ -16,11 +16,12 @@ from materialize.stores.wire import Faults, Stored
 from materialize.stream.atomic import UserHashes
 from materialize.stream.embeddings import encode_views
 from materialize.stream.raw_rows import made_rows
-from materialize.stream.read_users import Ints, ReadUsers, RowTimes, User
+from materialize.stream.read_users import Bools, Ints, ReadUsers, RowTimes, User
 from materialize.stream.stored_rows import stored_table
 from materialize.stream.targets import StoredView, StreamTargets
-from transforms.layout import PROFILE
+from transforms.layout import ACTIVITY, PROFILE
 from transforms.names import USER_KEY
+from transforms.stream.merge import NONE
 from transforms.stream.state import UserStates
 from transforms.tables import CREATED, EVENT_TIME
 
@@ -134,12 +135,20 @@ class _Turn:
         self._created = created
 
     def rows(self, states: UserStates, artifacts: str) -> Iterator[tuple[str, pa.Table]]:
-        """Yield the row of each moment's event, and the embeddings of what was known then."""
+        """Yield the row of each moment's event, and the embeddings of what was known then.
+
+        Where a view had a row then that cannot be made any more, there is no embedding: one without
+        it would be right for another user.
+        """
         columns: dict[str, Stored] = {}
         known = np.zeros(len(self._at), np.bool_)
+        missing = np.zeros(len(self._at), np.bool_)
         for stored in self._targets.raw:
             values = self._stored(stored)
-            if stored.name != PROFILE:
+            unmade = self._moved_on(stored)
+            if stored.name == PROFILE:
+                missing |= unmade
+            else:
                 rows, table = self._made(stored, states)
                 batch = table.combine_chunks().to_batches()[0] if len(rows) else None
                 made = [] if batch is None else stored_values(stored.view, batch)
@@ -149,6 +158,9 @@ class _Turn:
                 exact = microseconds(table.column(EVENT_TIME)) == self._cuts[rows]
                 exact &= self._views[rows] == stored.name
                 known[rows[exact]] = True
+                unmade[rows] = False
+                if stored.name == ACTIVITY:  # all picks are in the state, events may be gone
+                    missing |= unmade & (states.gone[self._at] != NONE)
                 table = table.append_column(
                     CREATED, pa.array(self._created[rows]).cast(_INSTANT)
                 ).filter(pa.array(exact))
@@ -156,7 +168,7 @@ class _Turn:
                     yield stored.name, table
             for feature, column in zip(stored.features, values, strict=True):
                 columns[f"{stored.name}__{feature}"] = column
-        kept = np.flatnonzero(known)
+        kept = np.flatnonzero(known & ~missing)
         if len(kept):
             embedded, unfit = encode_views(
                 self._targets,
@@ -171,11 +183,16 @@ class _Turn:
 
     def _stored(self, stored: StoredView) -> list[list[bytes | None]]:
         """Return the stored row of each user whose event is not after the moment, by feature."""
-        times = self._read.times[stored.name]
-        there = times.present[self._at] & (times.event_us[self._at] <= self._cuts)
+        there = self._read.times[stored.name].present[self._at] & ~self._moved_on(stored)
         pairs = list(zip(self._at.tolist(), there.tolist(), strict=True))
         columns = [self._read.column(stored, feature) for feature in stored.features]
         return [[column[row] if ok else None for row, ok in pairs] for column in columns]
+
+    def _moved_on(self, stored: StoredView) -> Bools:
+        """Return of whom a view has a row that is newer than the moment."""
+        times = self._read.times[stored.name]
+        newer: Bools = times.present[self._at] & (times.event_us[self._at] > self._cuts)
+        return newer
 
     def _made(self, stored: StoredView, states: UserStates) -> tuple[Ints, pa.Table]:
         """Return the rows that the states make as of the moments, and whose they are."""
