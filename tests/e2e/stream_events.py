@@ -57,10 +57,8 @@ class Facts:
     ----------
     consumed : dict of (user, item, time in us) to (weight, context)
     picked : set of (user, item, time in us)
-    columns : dict of (user, column) to (time, value)
-        Last writer by time, then value.
-    changed : dict of user to time
-        Newest change of the profile.
+    changed : set of (user, column, time, value)
+        Of the profile; the last one counts, by time, then value.
     signed_up : dict of user to time
         The earliest.
     """
@@ -69,19 +67,12 @@ class Facts:
         default_factory=dict
     )
     picked: set[tuple[int, str, int]] = field(default_factory=set)
-    columns: dict[tuple[int, str], tuple[int, Any]] = field(default_factory=dict)
-    changed: dict[int, int] = field(default_factory=dict)
+    changed: set[tuple[int, str, int, Any]] = field(default_factory=set)
     signed_up: dict[int, int] = field(default_factory=dict)
 
     def copy(self) -> Facts:
         """Return the same facts, to be added to."""
-        return Facts(
-            dict(self.consumed),
-            set(self.picked),
-            dict(self.columns),
-            dict(self.changed),
-            dict(self.signed_up),
-        )
+        return Facts(dict(self.consumed), set(self.picked), set(self.changed), dict(self.signed_up))
 
     def add(self, event: Mapping[str, Any]) -> None:
         """Add what an event says; again: nothing changes."""
@@ -96,17 +87,19 @@ class Facts:
             if event["type"] == "sign_up":
                 self.signed_up[user] = min(at, self.signed_up.get(user, at))
             values = {**event.get("categories", {}), **event.get("numbers", {})}
-            for name, value in values.items():
-                known = self.columns.get((user, name))
-                if known is None or (at, value) > known:
-                    self.columns[user, name] = at, value
-            if values:
-                self.changed[user] = max(at, self.changed.get(user, at))
+            self.changed |= {(user, name, at, value) for name, value in values.items()}
 
     def users(self) -> list[int]:
         """Return everybody of whom something is known."""
         seen = {user for user, _, _ in self.consumed} | {user for user, _, _ in self.picked}
-        return sorted(seen | {user for user, _ in self.columns} | set(self.signed_up))
+        return sorted(seen | {user for user, _, _, _ in self.changed} | set(self.signed_up))
+
+    def columns(self) -> dict[int, dict[str, Any]]:
+        """Return everybody's profile, as far as it is known."""
+        found: dict[int, dict[str, Any]] = {}
+        for user, name, _, value in sorted(self.changed, key=lambda one: (one[2], one[1], one[3])):
+            found.setdefault(user, {})[name] = value
+        return found
 
     @property
     def distinct(self) -> int:

@@ -115,7 +115,8 @@ class Offline:
         Rows that say what an earlier row of the user and event time says.
     contradictions : Counter
         By kind: a later row of a user and event time knows less than an earlier one, or as much and
-        says something else; a row knows more than had happened by its time.
+        says something else; a row knows more than had happened by its time; an embedding of all
+        that had happened is followed by another one.
     checked : int
         Rows that were compared with the batch as of their event time.
     max_abs_diff : float
@@ -156,11 +157,15 @@ def judge_offline(
     judged, users = Offline(), facts.users()
     settings = world.settings
     streamed: list[dict[str, Any]] = []
+    embeddings: dict[str, list[list[dict[str, Any]]]] = {}
     for view in (*world.layout.views, *world.embedding_views()):
         raw = view in world.layout.views
         rows = _rows((settings.features_dir if raw else settings.offline_dir) / view, users)
         judged.rows += len(rows)
-        _agree(judged, view, rows)
+        if view in (ACTIVITY, ONBOARDING):
+            _agree(judged, view, rows)
+        elif not raw:
+            embeddings[view] = _different(rows)
         newest = _newest(world, view, users)
         judged.stale[view] = sum(
             row is not one[view] if row is None or one[view] is None else apart(one[view], row) > 0
@@ -184,6 +189,7 @@ def judge_offline(
             judged.max_abs_diff = max(judged.max_abs_diff, difference)
             if difference > 1e-4:
                 judged.contradicts("not what the batch makes", row, made)
+    _stay(judged, world, facts, embeddings)
     return judged
 
 
@@ -205,15 +211,56 @@ def _agree(judged: Offline, view: str, rows: Sequence[dict[str, Any]]) -> None:
         same = before is not None and all(
             row[name] == before[name] for name in (USER_KEY, "event_timestamp")
         )
-        if before is not None and same and view != PROFILE:
+        if before is not None and same:
             known, knew = _things(view, row), _things(view, before)
             if known < knew:
                 judged.contradicts("a later row knows less", view, before, row)
-            elif known == knew and view in (ACTIVITY, ONBOARDING):
+            elif known == knew:
                 judged.repeated += 1
                 if apart(_content(row, row), before) > 1e-4:
                     judged.contradicts("as much is known, else is said", view, before, row)
         before = row
+
+
+def _different(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Return the rows of each user and event time that are not all the same, oldest first."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row[USER_KEY], row["as_of"]), []).append(row)
+    names = ("embedding", "status", "n_events")
+    return [
+        group
+        for group in groups.values()
+        if any(apart(_content(row, names), group[0]) > 1e-4 for row in group)
+    ]
+
+
+def _stay(
+    judged: Offline,
+    world: World,
+    facts: Facts,
+    embeddings: Mapping[str, Sequence[Sequence[dict[str, Any]]]],
+) -> None:
+    """Count embeddings of everything that had happened until then, after which others come."""
+    cuts = sorted(
+        {
+            (group[0][USER_KEY], group[0]["as_of"])
+            for groups in embeddings.values()
+            for group in groups
+        }
+    )
+    if not cuts:
+        return
+    truth, place = truth_at(world, facts, cuts), {cut: k for k, cut in enumerate(cuts)}
+    for view, groups in embeddings.items():
+        for group in groups:
+            made = truth.embeddings[view][place[group[0][USER_KEY], group[0]["as_of"]]]
+            whole = False
+            for row in group:
+                right = apart(_content(row, made), made) <= 1e-4
+                if whole and not right:
+                    judged.contradicts("another embedding follows the right one", view, row, made)
+                whole |= right
 
 
 def _content(row: Row, names: Iterable[str]) -> Row:
@@ -243,9 +290,7 @@ def _things(view: str, row: Row | None) -> int:
         return 0
     if view == ONBOARDING:
         return int(row[raw_field(view, "pooled")][-1])
-    if view == ACTIVITY:
-        return int(row[raw_field(view, "counts")][-2 - len(COUNTS_PER_WINDOW)])
-    return int(row["n_events"])
+    return int(row[raw_field(view, "counts")][-2 - len(COUNTS_PER_WINDOW)])
 
 
 def _says_nothing(profile: Row | None) -> bool:

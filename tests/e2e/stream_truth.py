@@ -6,7 +6,7 @@ The oracle of the fault tests. It shares no code with the stream but the encoder
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,9 @@ def truth_at(world: World, facts: Facts, cuts: Sequence[Cut]) -> Truth:
         refused = {fault.code for fault in report.faults} - {"unknown_user"}
         assert not refused, f"the batch refuses what the stream is to accept: {refused}"
         raw = _raw_rows(world, CleanTables(folder / "data"), folder, len(cuts))
-    for view, times in ((PROFILE, _changes(known)), (ONBOARDING, _picks(known))):
+    changed = [*known.signed_up.items(), *((user, at) for user, _, at, _ in known.changed)]
+    picked = [(user, at) for user, _, at in known.picked]
+    for view, times in ((PROFILE, _newest(changed)), (ONBOARDING, _newest(picked))):
         for user, row in enumerate(raw[view]):
             if row is not None and user in times:
                 row[field(view, "as_of")] = times[user]
@@ -130,23 +132,18 @@ def _cut(facts: Facts, cuts: Sequence[Cut]) -> Facts:
         known.picked |= {
             (number, item, at) for who, item, at in facts.picked if who == user and at <= end
         }
-        known.columns |= {
-            (number, name): value for (who, name), value in facts.columns.items() if who == user
+        known.changed |= {
+            (number, *change) for who, *change in facts.changed if who == user and change[1] <= end
         }
-        for mine, theirs in ((known.changed, facts.changed), (known.signed_up, facts.signed_up)):
-            if user in theirs:
-                mine[number] = theirs[user]
+        if user in facts.signed_up:
+            known.signed_up[number] = facts.signed_up[user]
     return known
 
 
-def _changes(facts: Facts) -> dict[int, int]:
-    users = {*facts.changed, *facts.signed_up}
-    return {u: max(facts.changed.get(u, 0), facts.signed_up.get(u, 0)) for u in users}
-
-
-def _picks(facts: Facts) -> dict[int, int]:
+def _newest(moments: Iterable[tuple[int, int]]) -> dict[int, int]:
+    """Return the newest moment of each user."""
     newest: dict[int, int] = {}
-    for user, _, at in facts.picked:
+    for user, at in moments:
         newest[user] = max(at, newest.get(user, at))
     return newest
 

@@ -109,19 +109,16 @@ def write_tables(
     for user, item, _ in sorted(facts.picked, key=lambda pick: (pick[0], pick[2], pick[1])):
         picks.setdefault(user, []).append(item)
 
-    def value(user: int, name: str) -> Any:
-        return facts.columns.get((user, name), (0, None))[1]
-
-    rows = [user for user in users if _has_profile(facts, picks, user)]
+    columns = facts.columns()
+    rows = [u for u in users if u in facts.signed_up or u in picks or u in columns]
+    joined = pa.array([facts.signed_up.get(u) for u in rows], pa.int64()).cast(INSTANT)
     pq.write_table(
         pa.table(
             {
                 "u": pa.array(rows, pa.int64()),
-                "joined": pa.array([facts.signed_up.get(u) for u in rows], pa.int64()).cast(
-                    INSTANT
-                ),
-                "gender": pa.array([value(u, "gender") for u in rows], pa.string()),
-                "age": pa.array([value(u, "age") for u in rows], pa.float64()),
+                "joined": joined,
+                "gender": pa.array([columns.get(u, {}).get("gender") for u in rows], pa.string()),
+                "age": pa.array([columns.get(u, {}).get("age") for u in rows], pa.float64()),
                 "picks": pa.array([picks.get(u, []) for u in rows], pa.list_(pa.string())),
             }
         ),
@@ -131,11 +128,6 @@ def write_tables(
         pa.table({"i": known_items, "title": [_title(item) for item in known_items]}),
         folder / "items.parquet",
     )
-
-
-def _has_profile(facts: Facts, picks: dict[int, list[str]], user: int) -> bool:
-    columns = ((user, name) in facts.columns for name in ("gender", "age"))
-    return user in facts.signed_up or user in picks or any(columns)
 
 
 def _title(item: str) -> str:
@@ -218,8 +210,7 @@ class World:
         own = Facts(
             consumed={key: value for key, value in past.consumed.items() if key[0] in USERS},
             picked={pick for pick in past.picked if pick[0] in USERS},
-            columns={key: value for key, value in past.columns.items() if key[0] in USERS},
-            changed={user: at for user, at in past.changed.items() if user in USERS},
+            changed={change for change in past.changed if change[0] in USERS},
             signed_up={user: at for user, at in past.signed_up.items() if user in USERS},
         )
         return cls(repo, context, layout, raw, own, spaces, bridge)
