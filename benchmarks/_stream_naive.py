@@ -92,7 +92,7 @@ def run_naive(repository: str, folder: str, events: str, port: int) -> dict[str,
         user, key = event.user_id, b"naive:%a" % event.user_id
         state = client.get(key)
         if state is None:  # the first time: as the batch left it
-            ((state,),) = hashes.read(hashes.keys([user]), [STATE_FIELD])  # type: ignore[list-item]
+            ((state,),) = hashes.read(hashes.keys([user]), [STATE_FIELD])
         states = UserStates.decode([user], [state], {}).apply([[event]], **limits).states
         now = datetime.now(timezone.utc)
         raw = activity_rows(states, np.array([0]), encoders, layout).to_pandas()

@@ -253,7 +253,7 @@ class _Demo:
         user = events[-1].user_id
         before = self._vectors([user]).get(user)
         with Probes(self._hashes.client) as probes:
-            (key,) = self._hashes.keys([user])  # type: ignore[arg-type] # one id
+            (key,) = self._hashes.keys([user])
             newest = max(event.timestamp_us for event in events)
             probe = Probe(self._hashes.client, key, self._embedding.stamp, newest)
             writer.append(events)
@@ -295,7 +295,7 @@ class _Demo:
             for start in range(0, len(events), _CHUNK):
                 part = events[start : start + _CHUNK]
                 time.sleep(max(0.0, began + start / rate - time.perf_counter()))
-                (key,) = self._hashes.keys([part[-1].user_id])  # type: ignore[arg-type]
+                (key,) = self._hashes.keys([part[-1].user_id])
                 at = part[-1].timestamp_us
                 probe = Probe(self._hashes.client, key, self._embedding.stamp, at)
                 writer.append(part)

@@ -130,8 +130,8 @@ class UserHashes:
         self._suffix = store.config.project.encode("utf-8")
         self._key_version = store.config.entity_key_serialization_version
 
-    def keys(self, users: Sequence[int] | Sequence[str]) -> list[bytes]:
-        """Return the key of each user's hash."""
+    def keys(self, users: Sequence[int | str]) -> list[bytes]:
+        """Return the key of each user's hash; ids are all of one type."""
         from materialize.stores.values import entity_keys
 
         text = bool(users) and isinstance(users[0], str)

@@ -323,7 +323,7 @@ def _behind(
     marker = read_marker(hashes.client, store.project)
     floor = None if marker is None else marker.floor_day
     faults: dict[int, CorruptState] = {}
-    blobs = [row[0] for row in hashes.read(hashes.keys(users), [STATE_FIELD])]  # type: ignore[arg-type]
+    blobs = [row[0] for row in hashes.read(hashes.keys(users), [STATE_FIELD])]
     states = UserStates.decode(users, blobs, faults)
     rules: dict[str, Any] = {
         "longest_window": max(settings.dataset.windows),

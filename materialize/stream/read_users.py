@@ -74,7 +74,7 @@ class ReadUsers:
 
     def __init__(self, hashes: UserHashes, targets: StreamTargets, users: Sequence[User]) -> None:
         self.users = users
-        self.keys = hashes.keys(users)  # type: ignore[arg-type] # all of one type
+        self.keys = hashes.keys(users)
         answers = hashes.read(self.keys, (STATE_FIELD, REVISION_FIELD, *targets.read_fields))
         columns: list[Stored] = list(zip(*answers, strict=True))
         self.states = columns[0]

@@ -124,7 +124,7 @@ class StateUnion:
 
     def _attempt(self, block: Block) -> list[int]:
         """Unite once; return the rows of users who had no state, and had one a moment later."""
-        keys = self._hashes.keys(block.users)  # type: ignore[arg-type] # all of one type
+        keys = self._hashes.keys(block.users)
         read = self._hashes.read(keys, _FIELDS)
         faults: dict[int, CorruptState] = {}
         states = UserStates.decode(block.users, [row[0] for row in read], faults)
