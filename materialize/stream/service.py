@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from os import getpid
 from pathlib import Path
@@ -140,7 +140,15 @@ def run_worker(
     prewarm(store, freeze=True)
     offline = OfflineRows(store, flush_seconds=stream.flush_seconds, flush_rows=stream.flush_rows)
     project = store.project
-    with closing(UserHashes(store).client) as online, serve_metrics(metrics_port, [metrics]):
+    with ExitStack() as stack:
+        online = stack.enter_context(closing(UserHashes(store).client))
+        try:
+            stack.enter_context(serve_metrics(metrics_port, [metrics]))
+        except OSError as exc:
+            raise StreamConflict(
+                f"Port {metrics_port} for metrics: {exc.strerror}. Set stream.metrics_port to one "
+                "that is free, with as many free ones behind it as there are workers."
+            ) from exc
         source = _open_source(store, settings, options)
         worker = Worker(
             applier,

@@ -22,6 +22,8 @@ __all__ = ["read_lag", "stream_status"]
 
 _EPOCH = date(1970, 1, 1).toordinal()
 _COUNT_PER_CALL = 1_000
+_COUNT_AT_MOST = 100_000
+"""Where Redis lost count: what is beyond is not worth the time."""
 
 
 def read_lag(client: Redis, project: str, partitions: int) -> Lag:
@@ -84,12 +86,13 @@ def _own_group(groups: Any) -> Any:
 
 def _count(client: Redis, key: str, after: bytes) -> int:
     count = 0
-    while True:
+    while count < _COUNT_AT_MOST:
         part: Any = client.xrange(key, min=b"(" + after, count=_COUNT_PER_CALL)
         count += len(part)
         if len(part) < _COUNT_PER_CALL:
-            return count
+            break
         after = part[-1][0]
+    return count
 
 
 def stream_status(context: Context) -> dict[str, Any]:
