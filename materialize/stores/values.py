@@ -203,14 +203,21 @@ def packed_header(tag: bytes, size: int) -> bytes:
 def _texts(present: pa.Array, kind: str) -> list[bytes]:
     tag = _STRING_VAL if kind == "STRING" else _BYTES_VAL
     typed = present.cast(pa.string()) if kind == "STRING" else present
-    return [tag + _varint(len(text)) + text for text in typed.cast(pa.binary()).to_pylist()]
+    return _framed(typed, tag)
+
+
+def _framed(texts: pa.Array, tag: bytes) -> list[bytes]:
+    """Return each text behind tag and length; a column has few different ones, mostly."""
+    encoded = texts.cast(pa.binary()).dictionary_encode()
+    made = [tag + _varint(len(text)) + text for text in encoded.dictionary.to_pylist()]
+    return [made[k] for k in encoded.indices.to_pylist()]
 
 
 def _text_lists(present: pa.Array, kind: str) -> list[bytes]:
     flat = present.flatten().cast(pa.string())
     if flat.null_count:
         return _through_protobuf(present, kind)
-    items = [b"\x0a" + _varint(len(text)) + text for text in flat.cast(pa.binary()).to_pylist()]
+    items = _framed(flat, b"\x0a")
     ends = np.cumsum(pc.list_value_length(present).to_numpy(zero_copy_only=False)).tolist()
     rows, start = [], 0
     for end in ends:
