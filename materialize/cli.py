@@ -246,14 +246,51 @@ def doctor(repo: Path) -> None:
         sys.exit(1)
 
 
-@main.command()
-@click.option("--output", type=click.Path(path_type=Path), default=Path("demo-output"))
-@click.option("--dataset", help="Shipped data set under PALATE_DATA, or `simulated`.")
-def demo(output: Path, dataset: str | None) -> None:
-    """Run the whole main job with embedded stores, from raw events to a report."""
-    from materialize.demo import run_demo
+_OUTPUT = click.option(
+    "--output", type=click.Path(path_type=Path), default=Path("demo-output"), show_default=True
+)
 
-    click.echo(run_demo(output, dataset))
+
+@main.group(invoke_without_command=True)
+@_OUTPUT
+@click.option("--dataset", help="Shipped data set under PALATE_DATA, or `simulated`.")
+@click.pass_context
+def demo(ctx: click.Context, output: Path, dataset: str | None) -> None:
+    """Run the whole main job with embedded stores, from raw events to a report."""
+    ctx.obj = (output, dataset)
+    if ctx.invoked_subcommand is None:
+        from materialize.demo import run_demo
+
+        click.echo(run_demo(output, dataset))
+
+
+@demo.command("stream")
+@click.option("--output", type=click.Path(path_type=Path), help="Of `palate demo`.")
+@click.option("--dataset", help="Where `palate demo` has not been run; default: `simulated`.")
+@click.option("--redis", help="host:port of an empty Redis; default: one is started.")
+@click.option("--events", type=click.IntRange(100), default=5_000, show_default=True, help="About.")
+@click.option(
+    "--rate", type=click.FloatRange(0, min_open=True), default=500.0, show_default=True,
+    help="Replayed events a second.",
+)  # fmt: skip
+@click.pass_obj
+def demo_stream(
+    given: tuple[Path, str | None],
+    output: Path | None,
+    dataset: str | None,
+    redis: str | None,
+    events: int,
+    rate: float,
+) -> None:
+    """Stream into a copy of the demo's repository: a new user, an old one, the last days' events.
+
+    Starts a private redis-server from PATH. Runs `palate demo` first when it has not been run.
+    """
+    from materialize.demo_stream import run_stream_demo
+
+    click.echo(
+        run_stream_demo(output or given[0], dataset or given[1], redis, events=events, rate=rate)
+    )
 
 
 def _drop_ibis_backend() -> None:

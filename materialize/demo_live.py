@@ -156,7 +156,8 @@ class Probe:
         if value is None or value == self._before:
             return False
         moment = Timestamp.FromString(value)
-        return int(moment.seconds) * 1_000_000 + moment.nanos // 1000 >= self._event_us
+        event_us: int = moment.seconds * 1_000_000 + moment.nanos // 1000
+        return event_us >= self._event_us
 
     def appended(self) -> None:
         """Start the clock."""
