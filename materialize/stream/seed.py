@@ -35,8 +35,9 @@ _log = logging.getLogger(__name__)
 _EVENT_BYTES = 200
 """Peak memory of one event while its partition is read and applied."""
 _SAMPLE_USERS = 5_000
-_USER_BYTES = 150
-"""What a state takes in Redis beside its own bytes: two fields' names, the revision, allocation."""
+_USER_BYTES, _ALLOCATED = 256, 1.25
+"""What a state takes in Redis: so much for two fields' names, the revision and the hash's table,
+and its own bytes as they are allocated (measured, Redis 7)."""
 
 
 @dataclass(frozen=True)
@@ -234,8 +235,8 @@ def _estimate(history: History, planned: SeedReport, settings: RepoSettings) -> 
             max_events=settings.file.stream.max_events_per_user,
         )
         users += len(block.users)
-        total += sum(map(len, united.states.encode())) + _USER_BYTES * len(block.users)
-    return planned.users * total // max(users, 1)
+        total += sum(map(len, united.states.encode()))
+    return round(planned.users * (_USER_BYTES + _ALLOCATED * total / max(users, 1)))
 
 
 def _timed(report: SeedReport, began: float) -> SeedReport:
