@@ -99,15 +99,21 @@ class Use:
 MOMENTS = st.one_of(st.integers(0, DAY - 1), st.sampled_from([0, 5, DAY - 1]))
 """Often the same few, so that events tie; often at midnight."""
 
-USES = st.builds(
-    Use,
-    st.integers(0, 4),
-    st.integers(0, 25),
-    MOMENTS,
-    st.integers(0, N_ITEMS - 1),
-    st.sampled_from([0.5, 1.0, 2.0, 3.7, 0.1]),
-    st.sampled_from(["", "br", "pt", "ü"]),
-)
+
+def _uses(users: int, days: int, moments: st.SearchStrategy[int]) -> st.SearchStrategy[Use]:
+    return st.builds(
+        Use,
+        st.integers(0, users - 1),
+        st.integers(0, days - 1),
+        moments,
+        st.integers(0, N_ITEMS - 1),
+        st.sampled_from([0.5, 1.0, 2.0, 3.7, 0.1]),
+        st.sampled_from(["", "br", "pt", "ü"]),
+    )
+
+
+USES = st.one_of(_uses(5, 26, MOMENTS), _uses(2, 2, st.sampled_from([0, 5, DAY - 1])))
+"""Spread over weeks, and crowded: days of many items, events of one moment."""
 HISTORIES = st.lists(USES, min_size=1, max_size=60, unique_by=lambda use: use.key)
 """Each (user, item, time) once: an event that is repeated with other values is no fact."""
 KINDS = st.sampled_from(["string", "int64"])

@@ -58,6 +58,34 @@ def test_any_order_repetition_and_grouping_gives_the_batch_rows(data, history, k
     assert newest_rows(states, kind) == batch_rows(history, kind)
 
 
+@pytest.mark.parametrize("kind", ["string", "int64"])
+def test_crowded_days_of_uneven_weights_give_the_batch_rows_to_the_last_bit(kind):
+    """Sums of many items a day differ in the last bit unless they are added in one order."""
+    rng = np.random.default_rng(0)
+    weights = rng.lognormal(size=400).astype(np.float32).tolist()
+    uses = [
+        Use(int(u), int(d), int(m), int(i), w, "")
+        for u, d, m, i, w in zip(
+            rng.integers(0, 4, 400),
+            rng.integers(0, 6, 400),
+            rng.integers(0, DAY, 400),
+            rng.integers(0, 15, 400),
+            weights,
+            strict=True,
+        )
+    ]
+    assert newest_rows(replayed([uses], kind), kind) == batch_rows(uses, kind)
+
+
+@pytest.mark.parametrize("contexts", [("br", "pt"), ("pt", "br")])
+def test_of_several_newest_events_the_larger_context_counts(contexts):
+    history = [Use(0, 3, 5, item, 1.0, context) for item, context in enumerate(contexts)]
+    history.append(Use(0, 3, 4, 7, 1.0, "ü"))
+    rows = newest_rows(replayed([history], "string"), "string")
+    assert [row["activity_context"] for row in rows.values()] == [["pt", "linux"]]
+    assert rows == batch_rows(history, "string")
+
+
 @settings(max_examples=12)
 @given(data=st.data(), history=HISTORIES, kind=KINDS)
 def test_a_cut_gives_the_row_of_that_moment(data, history, kind):
