@@ -81,9 +81,10 @@ def test_crowded_days_of_uneven_weights_give_the_batch_rows_to_the_last_bit(kind
 def test_of_several_newest_events_the_larger_context_counts(contexts):
     history = [Use(0, 3, 5, item, 1.0, context) for item, context in enumerate(contexts)]
     history.append(Use(0, 3, 4, 7, 1.0, "ü"))
-    rows = newest_rows(replayed([history], "string"), "string")
-    assert [row["activity_context"] for row in rows.values()] == [["pt", "linux"]]
-    assert rows == batch_rows(history, "string")
+    expected = batch_rows(history, "string")
+    assert [row["activity_context"] for row in expected.values()] == [["pt", "linux"]]
+    assert newest_rows(replayed([history], "string"), "string") == expected
+    assert newest_rows(replayed([[use] for use in history], "string"), "string") == expected
 
 
 @settings(max_examples=12)

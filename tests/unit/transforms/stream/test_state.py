@@ -283,6 +283,7 @@ def test_numbers_are_stored_as_32_bits_and_a_missing_one_is_a_value():
 
     states = stored(one(change(5, 0.1)).states)
     assert states.profiles[0].numbers["age"] == (5, float(np.float32(0.1)))
+    assert one(change(5, -0.0)).states.encode() == one(change(5, 0.0)).states.encode()
     gone = stored(add(states, [change(6, math.nan)]).states)
     assert math.isnan(gone.profiles[0].numbers["age"][1])
     assert add(gone, [change(6, math.nan)]).outcomes == [["duplicate"]]
