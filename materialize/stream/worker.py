@@ -242,12 +242,7 @@ class Worker:
         error = state.outcome.exception() if state.outcome else None
         logger.warning("%s failed (attempt %d), again: %s", step, state.attempt_number, error)
         if step in ("apply", "offline"):
-            try:
-                self._source.renew()
-            except Exception as exc:
-                if not is_transient(exc):
-                    raise
-                logger.info("the source does not answer either: %s", exc)
+            _unless_silent(self._source.renew, "the source does not answer either")
 
     def _sleep(self, seconds: float) -> None:
         if self._stop.is_set():
@@ -265,16 +260,21 @@ class Worker:
 
     def _leave(self) -> None:
         """Release what this worker owns; a source that does not answer releases it in time."""
-        try:
-            self._source.close()
-        except Exception as exc:
-            if not is_transient(exc):
-                raise
-            logger.warning("leases were not released and end by themselves: %s", exc)
+        _unless_silent(self._source.close, "leases were not released and end by themselves")
 
 
 def _of(rejected: Rejected) -> tuple[Delivery, str, str]:
     return rejected.delivery, rejected.reason, rejected.detail
+
+
+def _unless_silent(call: Callable[[], None], told: str) -> None:
+    """Call; where the other side does not answer, only say so."""
+    try:
+        call()
+    except Exception as exc:
+        if not is_transient(exc):
+            raise
+        logger.warning("%s: %s", told, exc)
 
 
 def _may_pass(step: str, error: BaseException) -> bool:
