@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import select
 import socket
 import threading
 import time
@@ -506,8 +507,13 @@ class LosesAnswer(Line):
 
     def _pass_on(self, here: socket.socket, there: socket.socket) -> None:
         from_client = here.getsockname()[1] == self.port
-        with suppress(OSError):
-            while data := here.recv(65_536):
+        with suppress(OSError, ValueError):  # it was closed
+            while not self._closed:
+                if not select.select([here], [], [], 0.05)[0]:
+                    continue
+                data = here.recv(65_536)
+                if not data:
+                    break
                 if from_client and self.armed.is_set() and b"EVALSHA" in data:
                     self._called.set()
                 elif not from_client and self._called.is_set():
