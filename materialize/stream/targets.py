@@ -19,6 +19,7 @@ from materialize.publish import Publication
 from transforms.clean import IdType
 from transforms.layout import RawLayout
 from transforms.names import USER_KEY, bridged_view, stored_view
+from transforms.serving import configure, serving_settings
 
 if TYPE_CHECKING:
     from feast import FeatureStore, FeatureView
@@ -176,6 +177,7 @@ class TargetWatch:
             else current_modalities(self._settings.features_dir)
         )
         self.targets = self._resolve(live, encoders)
+        _keep_encoders(len({one.space.number for one in self.targets.embeddings}))
         changed = before is None or seen != self._seen or self.targets != before
         self._seen, self._built = seen, built
         if changed:
@@ -239,3 +241,10 @@ class TargetWatch:
             if self._told.get(view) != why:
                 logger.warning("the stream leaves out %s: %s", view, why)
         self._told = skipped
+
+
+def _keep_encoders(spaces: int) -> None:
+    """Let this process hold the encoders of all live spaces: each micro-batch asks for them all."""
+    settings = serving_settings()
+    if spaces > settings.keep:
+        configure(keep=spaces, on_error=settings.on_error)
