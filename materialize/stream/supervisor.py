@@ -20,6 +20,7 @@ from typing import Any
 from encoder.errors import EmbeddingError, TerminalError
 from materialize.config import RepoSettings
 from materialize.context import Context
+from materialize.stream.connect import is_transient
 from materialize.stream.metrics import StreamMetrics, summary
 from materialize.stream.progress import ProgressLine
 from materialize.stream.service import RunOptions, prepare, run_worker
@@ -35,6 +36,8 @@ _PRELOADED = [
     *("materialize.stream.apply", "materialize.stream.offline", "materialize.stream.worker"),
     *("materialize.stores.redis", "materialize.stream.redis_source", "onnxruntime"),
 ]
+_LATER = 75
+"""Exit code of a worker whose stores did not answer when it started (EX_TEMPFAIL of sysexits.h)."""
 _TICK_SECONDS = 0.2
 _END_SECONDS = 60.0
 """How long workers may take to end after they were told to, before they are killed: harmless, what
@@ -197,7 +200,7 @@ class _Supervisor:
                 continue
             try:
                 place.snapshot, found = place.pipe.recv()
-            except EOFError:
+            except (EOFError, OSError):  # OSError: it was killed in the middle of a message
                 place.pipe.close()
                 place.pipe = None
             else:
@@ -216,15 +219,15 @@ class _Supervisor:
         if place.snapshot is not None:
             place.former.append(place.snapshot)
             place.snapshot = None
-        if code >= 0:
+        if code >= 0 and (code != _LATER or self._stop.is_set()):
             place.done = True
             return code != 0
         delay = min(_AGAIN_SECONDS[0] * 2**place.deaths, _AGAIN_SECONDS[1])
         place.deaths += 1
         place.start_at = time.monotonic() + delay
+        why = "stores that do not answer" if code == _LATER else signal.Signals(-code).name
         logger.warning(
-            "worker %d was ended by %s; another starts in %.1f s",
-            *(place.index, signal.Signals(-code).name, delay),
+            "worker %d was ended by %s; another starts in %.1f s", place.index, why, delay
         )
         return False
 
@@ -272,8 +275,10 @@ def _work(settings: RepoSettings, options: RunOptions, port: int, pipe: Connecti
 
         try:
             run_worker(context, options, metrics, stop, metrics_port=port, on_look=tell)
-        except EmbeddingError as exc:
+        except Exception as exc:
+            if not is_transient(exc) and not isinstance(exc, EmbeddingError):
+                raise
             logger.error("%s", exc)
-            raise SystemExit(1) from exc
+            raise SystemExit(_LATER if is_transient(exc) else 1) from exc
         finally:
             tell(None)

@@ -32,7 +32,7 @@ class RedisProcess:
     """A server on one port that keeps its data in an append-only file; options extend its line."""
 
     def __init__(self, folder: Path, *options: str) -> None:
-        self.port = free_port()
+        self.port, self._folder = free_port(), folder
         self._command = [
             str(find_program("redis-server", "valkey-server")),
             *("--port", str(self.port), "--bind", "127.0.0.1", "--save", ""),
@@ -53,6 +53,27 @@ class RedisProcess:
     def kill(self) -> None:
         self._process.kill()
         self._process.wait(_SECONDS)
+
+    @property
+    def bytes_kept(self) -> int:
+        """Size of what the append-only file has grown by since it was rewritten last."""
+        return self._grown.stat().st_size
+
+    def forget(self, size: int) -> bytes:
+        """Cut the append-only file, as a power loss does where it was not synchronised.
+
+        Returns what was cut off.
+        """
+        with self._grown.open("r+b") as file:
+            file.seek(size)
+            lost = file.read()
+            file.truncate(size)
+        return lost
+
+    @property
+    def _grown(self) -> Path:
+        (path,) = self._folder.glob("appendonlydir/*.incr.aof")
+        return path
 
     def stop(self) -> None:
         """Let it keep its connections and do nothing."""

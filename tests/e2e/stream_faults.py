@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import signal
 import threading
 import time
@@ -218,6 +219,16 @@ class Faults:
         """Return the dead letters of what the producer has sent."""
         found = DeadLetters(*self._stream).find()
         return [letter for letter in found if letter.payload in self._producer.sent]
+
+    def lose_power(self) -> int:
+        """Let Redis forget its last second or so; return how many appended events that were."""
+        size = self._redis.bytes_kept
+        self._rest()
+        self._redis.kill()
+        lost = self._redis.forget(size)
+        appended = re.findall(rb"XADD\r\n\$\d+\r\n[^\r]*:events\r\n", lost)
+        self._redis.start()
+        return len(appended)
 
     def entries(self) -> Counter[bytes]:
         """Return how often each payload of the producer is in the stream."""

@@ -28,7 +28,7 @@ __all__ = ["OnlineReads", "Reader", "Served"]
 Served = dict[str, dict[str, Any] | None]
 """View -> its row of one user, or None."""
 _TOLERANCE = 1e-5
-_REST_SECONDS = 0.02
+_REST_SECONDS = 0.1
 
 
 class OnlineReads:

@@ -9,15 +9,22 @@ from __future__ import annotations
 
 import os
 import random
+import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import psutil
 import pytest
+import redis
 
 from materialize.stream.seed import seed_states
-from tests.e2e.redis_faults import RedisProcess
+from materialize.stream.status import read_lag
+from tests.e2e.redis_faults import RedisProcess, wait_until
 from tests.e2e.stream_broken import HastySource, SummingApplier
 from tests.e2e.stream_events import Facts, Traffic
 from tests.e2e.stream_faults import KINDS, WORKERS, Faults, Producer
@@ -30,17 +37,18 @@ from tests.servers import ServerMissing
 SEED = int(os.environ.get("STREAM_SEED", "0"))
 FAULTS = int(os.environ.get("STREAM_FAULTS", "8"))
 """In CI one of almost every kind; STREAM_FAULTS=30 takes minutes."""
+FSYNC = os.environ.get("STREAM_FSYNC", "always")
 STREAM = {"partitions": 4, "lease_seconds": 2.0, "flush_seconds": 0.5, "batch_events": 50}
 LIMIT = 1e-4
 
-pytestmark = [pytest.mark.server, pytest.mark.slow]
+pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(300 + 120 * FAULTS)]
 
 
 @pytest.fixture(scope="module")
 def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
     """A Redis that answers a write when it is on disk: what it said survives."""
     try:
-        process = RedisProcess(tmp_path_factory.mktemp("redis"), "--appendfsync", "always")
+        process = RedisProcess(tmp_path_factory.mktemp("redis"), "--appendfsync", FSYNC)
     except ServerMissing as exc:
         if os.environ.get("REQUIRE_SERVERS") == "1":
             pytest.fail(f"REQUIRE_SERVERS=1, but {exc}")
@@ -150,6 +158,24 @@ def test_faults_lose_nothing_and_apply_nothing_twice(
     assert outcome.faults.exits == 0
 
 
+def test_what_a_power_loss_takes_is_right_again_once_it_was_appended_again(
+    world: World, process: RedisProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """States, rows, acknowledgements and events go back together: to the same moment."""
+    with streaming(world, process, Facts(), range(401, 421)) as outcome:
+        lost = 0
+        for _ in range(2):
+            lost += outcome.faults.lose_power()
+            outcome.faults.inject("duplicates")
+    online, _ = judge_online(world, process.port, outcome.producer.facts)
+    with capsys.disabled():
+        print(f"\npower lost twice: {lost} appended events gone, appended again; {online}")
+    assert lost > 0
+    assert online.lost == online.twice == 0, online.differences
+    assert max(online.max_abs_diff.values()) <= LIMIT, online.differences
+    assert set(outcome.reader.violations) <= {"as_of went back"}, outcome.reader.examples
+
+
 def test_control_acknowledging_before_writing_is_seen_as_loss(
     world: World, process: RedisProcess
 ) -> None:
@@ -170,6 +196,43 @@ def test_control_summing_is_seen_as_applied_twice(world: World, process: RedisPr
     online, _ = judge_online(world, process.port, outcome.producer.facts)
     assert online.twice > 0
     assert online.lost == 0
+
+
+def test_a_worker_that_starts_while_redis_is_away_comes_back_with_it(
+    world: World, process: RedisProcess, tmp_path: Path
+) -> None:
+    """The other one waits for Redis; the supervisor must not take either for a failure."""
+    stream = world.project, world.settings.file.stream.partitions
+
+    def owners() -> set[str]:
+        with closing(redis.Redis(port=process.port)) as client:
+            lag = read_lag(client, *stream)
+        return {one.owner for one in lag.partitions if one.owner is not None}
+
+    program = Path(sys.executable).parent / "palate"
+    told = tmp_path / "told"
+    with told.open("wb") as err:
+        running = subprocess.Popen(
+            [program, "stream", "run", "--workers", "2", "--quiet", "--repo", world.path],
+            stdout=subprocess.DEVNULL,
+            stderr=err,
+        )
+    try:
+        wait_until(lambda: len(owners()) == 2, 120)
+        victim = min(owners())
+        process.kill()
+        os.kill(int(victim.split("-")[-2]), signal.SIGKILL)
+        wait_until(lambda: "ended by stores that do not answer" in told.read_text(), 120)
+        process.start()
+        wait_until(lambda: len(owners() - {victim}) == 2, 120)
+        running.terminate()
+        assert running.wait(60) == 0, told.read_text()
+    finally:
+        if running.poll() is None:
+            for one in psutil.Process(running.pid).children(recursive=True):
+                one.kill()
+            running.kill()
+        running.wait()
 
 
 def _print(outcome: Outcome, online: Online, offline: Offline) -> None:
