@@ -136,10 +136,12 @@ def add(states: UserStates, events: Sequence[StreamEvent], **limits: Any) -> App
 
 
 def stored(states: UserStates) -> UserStates:
-    """Return what is read back from the bytes of the states."""
+    """Return what is read back from the bytes of the states, which would be written the same."""
     faults: dict[int, Any] = {}
-    read = UserStates.decode(states.users, states.encode(), faults)
+    blobs = states.encode()
+    read = UserStates.decode(states.users, blobs, faults)
     assert not faults
+    assert read.encode() == blobs
     return read
 
 
