@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,9 @@ class _Moment:
     freshness_ms: float
     status: str
     cosine_to_before: float | None
-    note: str
+    note: str = ""
+    near: dict[str, Any] | None = None
+    """How much more the nearest users consume of the taste that was shown than all users do."""
 
 
 def run_stream_demo(
@@ -220,7 +222,8 @@ class _Demo:
         """Show a new user from sign-up to first plays, and an established one who plays."""
         new, at = replay.new_user(), replay.cut_us
         taste = replay.taste()
-        shares = replay.shares(taste.tag) if taste else {}
+        tag = taste.tag if taste else ""
+        shares = replay.shares(tag) if taste else {}
         names = self._settings.dataset.events.context
         context = ("",) * len(names) if names else None
         items = taste.items if taste else [e.item_id for e in replay.events() if e.item_id][:6]
@@ -230,24 +233,22 @@ class _Demo:
                 "sign_up", new, at + _MINUTE_US, categories=categories, numbers=numbers
             )
             self._show("sign-up", writer, [event], "demographics only")
-        near = ""
         if ONBOARDING in targets.layout.views:
             pick = StreamEvent("onboarding_pick", new, at + 2 * _MINUTE_US, items[0])
-            self._show("first onboarding pick", writer, [pick], "")
-            near = self._near(new, shares, taste.tag if taste else "")
-            self._note(near)
+            self._show("first onboarding pick", writer, [pick])
+            self._look_near(new, shares, tag)
         plays = [
             StreamEvent("consume", new, at + (3 + k) * _MINUTE_US, item, 1.0, context)
             for k, item in enumerate(items[1:])
         ]
-        self._show("first plays", writer, plays, "")
-        self._note(self._near(new, shares, taste.tag if taste else ""))
+        self._show("first plays", writer, plays)
+        self._look_near(new, shares, tag)
         user = replay.established(shares)
         play = StreamEvent("consume", user, at + _MINUTE_US, items[0], 1.0, context)
         self._show("an established user plays", writer, [play], "an item unlike the others")
 
     def _show(
-        self, step: str, writer: EventWriter, events: Sequence[StreamEvent], note: str
+        self, step: str, writer: EventWriter, events: Sequence[StreamEvent], note: str = ""
     ) -> None:
         """Append events of one user and wait until the embedding is another one."""
         user = events[-1].user_id
@@ -266,23 +267,27 @@ class _Demo:
         cosine = float(cosines[0]) if len(cosines) else None
         self._moments.append(_Moment(step, round(probe.milliseconds, 1), status, cosine, note))
 
-    def _note(self, note: str) -> None:
-        last = self._moments.pop()
-        self._moments.append(_Moment(**asdict(last) | {"note": note}))
-
-    def _near(self, user: int | str, shares: Mapping[int | str, float], tag: str) -> str:
-        """Return how much more the users nearest to one consume of a tag than users do."""
+    def _look_near(self, user: int | str, shares: Mapping[int | str, float], tag: str) -> None:
+        """Add to the newest moment what users near to one consume of a tag."""
         if not shares:
-            return ""
+            return
         vectors = self._vectors([user, *shares])
         mine = vectors.pop(user)
         others = list(vectors)
         matrix = np.stack([vectors[other] for other in others])  # (n_users, dim)
         cosine = matrix @ mine / (np.linalg.norm(matrix, axis=1) * np.linalg.norm(mine))
         nearest = [others[k] for k in np.argsort(-cosine)[:_NEAREST]]
-        share = np.mean([shares[other] for other in nearest])
-        everybody = np.mean([shares[other] for other in others])
-        return f"nearest {len(nearest)} users: {share:.0%} {tag!r}, all users: {everybody:.0%}"
+        near = {
+            "tag": tag,
+            "users": len(nearest),
+            "nearest_share": float(np.mean([shares[other] for other in nearest])),
+            "everybody_share": float(np.mean([shares[other] for other in others])),
+        }
+        note = (
+            f"{tag!r}: {near['nearest_share']:.0%} of what the nearest {len(nearest)} users "
+            f"consume, {near['everybody_share']:.0%} of everybody's"
+        )
+        self._moments.append(replace(self._moments.pop(), note=note, near=near))
 
     def _replay(
         self, writer: EventWriter, events: Sequence[StreamEvent], rate: float

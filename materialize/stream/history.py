@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -63,6 +63,13 @@ class Block:
         """Return what the block knows of each user."""
         return UserStates.of(
             self.users, self.events, self.picks, self.signed_up, pick_times=self.pick_times
+        )
+
+    def not_before(self, moments: npt.NDArray[np.int64]) -> Block:
+        """Return the same with picks made at these moments (us), or later, as they are."""
+        picked = self.pick_times != _NEVER
+        return replace(
+            self, pick_times=np.where(picked, np.maximum(self.pick_times, moments), _NEVER)
         )
 
     def take(self, rows: Sequence[int]) -> Block:

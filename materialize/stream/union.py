@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from encoder.errors import CorruptState, StreamConflict, TransientError
 from materialize.config import RepoSettings
 from materialize.ledger import Ledger
@@ -29,6 +31,7 @@ _log = logging.getLogger(__name__)
 _ATTEMPTS = 20
 _FIELDS = (STATE_FIELD, REVISION_FIELD)
 _NAMED = 5
+_NEVER = np.iinfo(np.int64).min
 
 
 @dataclass
@@ -185,8 +188,12 @@ class StateUnion:
             self._offline.flush()
 
     def _united(self, states: UserStates, block: Block) -> Applied:
+        # A row may not go back in time, or the one that is stored would stay: picks that are new
+        # to a state are as of its newest pick at least.
+        shown = np.full(len(block.users), _NEVER, np.int64)
+        np.maximum.at(shown, states.picks.user, states.picks.ts)
         return states.union(
-            block.states(),
+            block.not_before(shown).states(),
             longest_window=self._longest,
             floor=self._floor_day,
             max_events=self._max_events,

@@ -150,7 +150,7 @@ _EVENT = st.tuples(
 )
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(
     drawn=st.lists(_EVENT, min_size=2, max_size=25),
     picked=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 11), _WHERE), max_size=4),
