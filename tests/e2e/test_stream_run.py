@@ -6,14 +6,16 @@ import gc
 import json
 import os
 import signal
-import subprocess
-import sys
+import socket
+import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -24,6 +26,8 @@ from click.testing import CliRunner, Result
 
 from materialize.cli import main
 from materialize.stream.connect import connect
+from materialize.stream.keys import marker_key
+from materialize.stream.marker import read_marker, write_marker
 from materialize.stream.status import read_lag
 from materialize.stream.writer import EventWriter
 from tests.e2e.redis_faults import wait_until
@@ -47,6 +51,17 @@ def stream(redis_server: Server, tmp_path_factory: pytest.TempPathFactory) -> It
     made.add_space()
     yield made
     gc.unfreeze()  # commands that ran in this process froze what was alive
+
+
+@pytest.fixture(scope="module")
+def client(redis_server: Server) -> Iterator[redis.Redis]:
+    with closing(connect(redis_server.url)) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def writer(begun: TinyStream, client: redis.Redis) -> EventWriter:
+    return EventWriter(client, begun.context.store.project, context=LAYOUT.context)
 
 
 def palate(stream: TinyStream, *arguments: str, code: int = 0, **more: Any) -> Result:
@@ -174,33 +189,55 @@ def test_a_file_of_clean_events_is_applied_once(begun: TinyStream, tmp_path: Pat
     assert "one worker" in refused.output
 
 
-class Running:
-    """`palate stream run` in a process of its own."""
+def while_running(
+    stream: TinyStream, scenario: Callable[[], None], *arguments: str, code: int = 0
+) -> Result:
+    """Run workers in this process until a scenario, in a thread beside them, is over.
 
-    def __init__(self, stream: TinyStream, log: Path, *arguments: str) -> None:
-        program = Path(sys.executable).parent / "palate"
-        self._log = log
-        with log.open("wb") as out, log.with_suffix(".err").open("wb") as err:
-            self.process = subprocess.Popen(
-                [program, "stream", "run", "--repo", stream.context.settings.repo, *arguments],
-                stdout=out,
-                stderr=err,
-            )
+    SIGTERM then ends them, unless they ended by themselves.
+    """
+    ended = threading.Event()
 
-    def stop(self) -> dict[str, Any]:
-        """Send SIGTERM and return the summary."""
-        self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(60)
-        assert code == 0, self._log.with_suffix(".err").read_text()
-        summary: dict[str, Any] = json.loads(self._log.read_text())
-        return summary
+    def play() -> None:
+        try:
+            scenario()
+        finally:
+            if not ended.is_set():
+                os.kill(os.getpid(), signal.SIGTERM)
 
-    def end(self) -> None:
-        if self.process.poll() is None:
-            for one in psutil.Process(self.process.pid).children(recursive=True):
-                one.kill()
-            self.process.kill()
-        self.process.wait()
+    with ThreadPoolExecutor(1) as pool:
+        told = pool.submit(play)
+        try:
+            result = palate(stream, "run", "--quiet", *arguments, code=code)
+        finally:
+            ended.set()
+        told.result()
+    return result
+
+
+def test_a_signal_ends_a_run_in_order(begun: TinyStream, writer: EventWriter) -> None:
+    writer.append([consume(41, 1, NOON)])
+    applied = partial(wait_until, lambda: served(begun, 41)["as_of"] == [NOON])
+    result = while_running(begun, applied, "--flush-seconds", "600")
+    assert json.loads(result.stdout)["outcomes"] == {"consume": {"applied": 1}}
+    assert (41, NOON) in kept(begun)
+    status = json.loads(palate(begun, "status", "--json").stdout)
+    assert (status["unacknowledged"], status["workers"]) == (0, 0)
+
+
+def test_states_that_are_lost_end_a_run(begun: TinyStream, client: redis.Redis) -> None:
+    project = begun.context.store.project
+    marker = read_marker(client, project)
+    assert marker is not None
+
+    def lose() -> None:
+        wait_until(lambda: len(owners(begun, client)) == 1)
+        client.delete(marker_key(project))
+        wait_until(lambda: not owners(begun, client))
+
+    result = while_running(begun, lose, code=3)
+    assert "never seeded, or it lost its data" in result.output
+    write_marker(client, project, marker)
 
 
 def owners(stream: TinyStream, client: redis.Redis) -> set[str]:
@@ -215,24 +252,19 @@ def scraped(port: int) -> str:
 
 @pytest.mark.slow
 def test_workers_share_are_replaced_when_killed_and_stop_in_order(
-    begun: TinyStream, redis_server: Server, tmp_path: Path
+    begun: TinyStream, client: redis.Redis, writer: EventWriter
 ) -> None:
-    client, project = connect(redis_server.url), begun.context.store.project
-    writer = EventWriter(client, project, PARTITIONS, context=LAYOUT.context)
-    port = free_port()
-    running = Running(
-        begun, tmp_path / "out", "--workers", "2", "--metrics-port", str(port), "--quiet"
-    )
-    users = range(1_000, 1_040)
-    try:
-        wait_until(lambda: len(owners(begun, client)) == 2, 120)
+    project, port, users = begun.context.store.project, free_port(), range(1_000, 1_040)
+
+    def kill_one() -> None:
+        wait_until(lambda: len(owners(begun, client)) == 2, 180)
         writer.append([consume(user, 1, NOON) for user in users])
         wait_until(lambda: set(served(begun, *users)["status"]) == {"warm"})
         for each in (port, port + 1):
             wait_until(lambda each=each: "palate_stream_owned_partitions 2.0" in scraped(each))
             assert "palate_stream_freshness_seconds_bucket" in scraped(each)
 
-        victim = sorted(owners(begun, client))[0]
+        victim = min(owners(begun, client))
         os.kill(int(victim.split("-")[-2]), signal.SIGKILL)
         writer.append([consume(user, 2, NOON + 1) for user in users])
         wait_until(lambda: set(served(begun, *users)["as_of"]) == {NOON + 1})
@@ -240,15 +272,21 @@ def test_workers_share_are_replaced_when_killed_and_stop_in_order(
 
         writer.append([consume(user, 3, NOON + 2) for user in users])
         wait_until(lambda: set(served(begun, *users)["as_of"]) == {NOON + 2})
-        summary = running.stop()
-    finally:
-        running.end()
-    assert summary["outcomes"]["consume"]["applied"] >= 80
+
+    result = while_running(begun, kill_one, "--workers", "2", "--metrics-port", str(port))
+    assert json.loads(result.stdout)["outcomes"]["consume"]["applied"] >= 80
     lag = read_lag(client, project, PARTITIONS)
     assert (lag.undelivered, lag.unacknowledged) == (0, 0)
     assert owners(begun, client) == set()
     assert {(user, NOON + n) for user in users for n in range(3)} <= kept(begun)
-    client.close()
+
+
+@pytest.mark.slow
+def test_workers_that_cannot_go_on_stop_all_of_them(begun: TinyStream) -> None:
+    with socket.create_server(("", 0)) as taken:
+        port = str(taken.getsockname()[1] - 1)  # the second worker's is the one behind it
+        result = palate(begun, "run", "--workers", "2", "--metrics-port", port, code=1)
+    assert "Error: A worker of the stream failed, so all were stopped" in result.output
 
 
 # Refusals.
