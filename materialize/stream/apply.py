@@ -199,7 +199,7 @@ class Applier:
                 max_events=stream.max_events_per_user,
             )
 
-        taken = self._steps.take(targets, users, change, self._floor)
+        taken = self._steps.take(targets, users, change)
         with taken.stage("report"):
             again: dict[User, list[Moment]] = {}
             for row, (user, own) in enumerate(by_user.items()):

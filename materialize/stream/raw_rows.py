@@ -23,7 +23,6 @@ from transforms.tables import EVENT_TIME
 __all__ = ["NewRows", "RawRows", "made_rows"]
 
 _FOREVER = np.iinfo(np.int64).max
-_DAY_US = 86_400_000_000
 _MAKE = {ACTIVITY: activity_rows, ONBOARDING: onboarding_rows}
 
 
@@ -82,15 +81,10 @@ class RawRows:
     """
 
     def __init__(
-        self,
-        targets: StreamTargets,
-        read: ReadUsers,
-        applied: Applied,
-        usable: Bools,
-        floor: int | None,
+        self, targets: StreamTargets, read: ReadUsers, applied: Applied, usable: Bools
     ) -> None:
         self.faults: Faults = {}
-        self._targets, self._read, self._floor = targets, read, floor
+        self._targets, self._read = targets, read
         self.new = [self._new(stored, applied, usable) for stored in targets.raw]
 
     def columns(self, users: Ints) -> dict[str, Stored]:
@@ -130,8 +124,13 @@ class RawRows:
             )
         else:
             due = {ACTIVITY: applied.activity, ONBOARDING: applied.onboarding}[stored.name]
-            maybe = usable & applied.changed & ~due & self._outdated(stored)
-            rows, table = self._made(stored, applied.states, due & usable, maybe)
+            start = (
+                applied.states.facts if stored.name == ACTIVITY else applied.states.picks
+            ).start
+            maybe = usable & applied.changed & ~due & (np.diff(start) > 0)
+            if maybe.any():
+                maybe &= self._outdated(stored)
+            rows, table = self._made(stored, states, due & usable, maybe)
         new = NewRows.of(stored, rows, table)
         return new.take(~times.present[rows] | (new.event_us >= times.event_us[rows]))
 
@@ -159,10 +158,6 @@ class RawRows:
         )
         position = {user: row for row, user in enumerate(self._read.users)}
         at = np.array([position[user] for user in added.column(USER_KEY).to_pylist()], np.int64)
-        if stored.name == ACTIVITY and self._floor is not None:
-            day = microseconds(added.column(EVENT_TIME)) // _DAY_US
-            known = day - max(layout.windows) + 1 >= self._floor
-            at, added = at[known], added.filter(pa.array(known))
         both = np.concatenate([rows, at])
         order = np.argsort(both)
         return both[order], pa.concat_tables([table, added]).take(pa.array(order))

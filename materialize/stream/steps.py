@@ -86,9 +86,7 @@ class UserSteps:
     def __init__(self, hashes: UserHashes, artifacts: str) -> None:
         self._hashes, self._artifacts = hashes, artifacts
 
-    def take(
-        self, targets: StreamTargets, users: Sequence[User], change: Change, floor: int | None
-    ) -> StepsTaken:
+    def take(self, targets: StreamTargets, users: Sequence[User], change: Change) -> StepsTaken:
         """Change the states of some users, and the rows that follow from them.
 
         Parameters
@@ -97,8 +95,6 @@ class UserSteps:
         users : sequence of int or str, distinct
         change : callable
             Called again for users of whom another writer was faster.
-        floor : int or None
-            Day since 1970 from which on states hold every event.
 
         Raises
         ------
@@ -109,7 +105,7 @@ class UserSteps:
         todo = list(range(len(users)))
         pause = _FIRST_PAUSE
         for _ in range(_ATTEMPTS):
-            todo = self._attempt(targets, users, todo, change, floor, taken)
+            todo = self._attempt(targets, users, todo, change, taken)
             if not todo:
                 return taken
             taken.conflicts += len(todo)
@@ -128,7 +124,6 @@ class UserSteps:
         users: Sequence[User],
         todo: list[int],
         change: Change,
-        floor: int | None,
         taken: StepsTaken,
     ) -> list[int]:
         """Take the steps of some users once; return those whom another writer changed first."""
@@ -144,7 +139,7 @@ class UserSteps:
         usable = np.ones(len(own), np.bool_)
         usable[list(faults)] = False
         with taken.stage("rows"):
-            raw = RawRows(targets, read, applied, usable, floor)
+            raw = RawRows(targets, read, applied, usable)
         faults |= raw.faults
         moving = applied.changed & usable
         moving[list(raw.faults)] = False

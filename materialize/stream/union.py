@@ -93,7 +93,7 @@ class StateUnion:
         self._max_events = stream.max_events_per_user
         self._floor_day, self._replace_corrupt = floor_day, replace_corrupt
         self._hashes = UserHashes(store)
-        self._targets = TargetWatch(store, settings, ledger).targets
+        self._watch = TargetWatch(store, settings, ledger)
         self._steps = UserSteps(self._hashes, settings.artifacts_url)
         self._offline = OfflineRows(
             store, flush_seconds=stream.flush_seconds, flush_rows=stream.flush_rows
@@ -124,6 +124,10 @@ class StateUnion:
         """Append the rows that were made to the offline store."""
         if len(self._offline):
             self._offline.flush()
+
+    def refresh(self) -> None:
+        """Take up what changed meanwhile: live spaces, item vectors, the registry."""
+        self._watch.refresh()
 
     def _attempt(self, block: Block) -> list[int]:
         """Unite once; return the rows of users who had no state, and had one a moment later."""
@@ -174,7 +178,7 @@ class StateUnion:
         def change(states: UserStates, rows: Sequence[int]) -> Applied:
             return self._united(states, block.take(rows))
 
-        taken = self._steps.take(self._targets, block.users, change, self._floor_day)
+        taken = self._steps.take(self._watch.targets, block.users, change)
         self.counts.written += len(taken.written)
         self.counts.rows_made += len(taken.written)
         for row, fault in taken.faults.items():
