@@ -183,6 +183,7 @@ def _add_partitions(
     for number in tqdm(range(partitions), desc="seed", unit="partition", disable=not progress):
         if number in done:
             continue
+        union.refresh()
         for block in history.partition(number):
             union.add(block)
         union.flush()
