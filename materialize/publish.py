@@ -13,6 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from materialize.stores.parquet_form import writer_options
+
 __all__ = ["Publication", "write_json"]
 
 _STATE, _PLAN, _STAGING = "state.json", "publish.json", ".staging"
@@ -158,19 +160,5 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def _writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    # Vectors are all different: a dictionary of them costs time and space and is thrown away.
-    texts = [
-        f"{f.name}.list.element" if pa.types.is_list(f.type) else f.name
-        for f in schema
-        if pa.types.is_string(getattr(f.type, "value_type", f.type))
-    ]
-    plain = [f.name for f in schema if not pa.types.is_nested(f.type)]
-    with pq.ParquetWriter(
-        path,
-        schema,
-        compression="zstd",
-        compression_level=1,
-        use_dictionary=texts,
-        write_statistics=plain,
-    ) as writer:
+    with pq.ParquetWriter(path, schema, **writer_options(schema)) as writer:
         yield writer

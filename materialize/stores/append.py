@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from encoder.errors import DataFault
+from materialize.stores.parquet_form import writer_options
 
 __all__ = [
     "MANIFEST",
@@ -168,7 +169,7 @@ def append_rows(folder: Path, table: pa.Table) -> Path:
     path = folder / f"{PUSHED}{uuid.uuid4().hex}.parquet"
     working = folder / working_name(path.name)
     try:
-        pq.write_table(table, working, compression="zstd")
+        pq.write_table(table, working, **writer_options(table.schema))
         sync(working)
         os.replace(working, path)
     finally:
