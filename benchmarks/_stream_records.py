@@ -11,7 +11,6 @@ from benchmarks._stream_worker import Ended
 from benchmarks.harness import Record, compare
 
 __all__ = [
-    "SATURATED",
     "accuracy_records",
     "curve_records",
     "freshness_records",
@@ -21,13 +20,16 @@ __all__ = [
 ]
 
 _FRESH_MS, _EVENTS_A_SECOND, _APART = 250, 5_000, 1e-4
-SATURATED = 0.02
-"""A rate is beyond what workers can do when the backlog grows by this share of it."""
+_SATURATED, _BEHIND_SECONDS = 0.05, 0.1
+"""A rate is beyond what workers can do when the backlog grows by this share of it, and is more than
+what comes in so many seconds: a micro-batch that waits is no backlog."""
 
 
 def is_saturated(offered: Offered) -> bool:
     """Return whether workers fell behind for good: more came than they could do."""
-    return offered.growth > SATURATED * offered.rate
+    waiting = offered.backlog[-1][1] if offered.backlog else 0
+    grows = offered.growth > _SATURATED * offered.rate
+    return grows and waiting > _BEHIND_SECONDS * offered.rate
 
 
 def freshness_records(
