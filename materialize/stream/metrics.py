@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from materialize.stream.apply import ApplyReport
     from materialize.stream.source import Delivery, Lag
 
-__all__ = ["StreamMetrics", "summary"]
+__all__ = ["StreamMetrics", "added_up", "summary"]
 
 _FRESHNESS_MS = (5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 60_000, 600_000)
 _BATCH_EVENTS = (1, 10, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000)
@@ -226,6 +226,19 @@ class StreamMetrics(Collector):
             yield family
 
 
+def added_up(snapshots: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what workers did together, in the form of `StreamMetrics.snapshot`."""
+    made: dict[str, Any] = {
+        name: Counter() for name in ("events", "dead", "counts", "seconds", "retries")
+    }
+    freshness = LatencyHistogram()
+    for snapshot in snapshots:
+        for name, counter in made.items():
+            counter.update(snapshot[name])
+        freshness.merge(*snapshot["freshness"])
+    return made | {"freshness": (freshness.counts.tolist(), freshness.sum_ms)}
+
+
 def summary(snapshots: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, Any]:
     """Return what workers did together, as plain JSON types.
 
@@ -235,20 +248,11 @@ def summary(snapshots: Sequence[Mapping[str, Any]], seconds: float) -> dict[str,
     seconds : float
         How long the run took.
     """
-    events: Counter[tuple[str, str]] = Counter()
-    added: dict[str, Counter[str]] = {
-        name: Counter() for name in ("dead", "counts", "seconds", "retries")
-    }
-    freshness = LatencyHistogram()
-    for snapshot in snapshots:
-        events.update(snapshot["events"])
-        for name, counter in added.items():
-            counter.update(snapshot[name])
-        freshness.merge(*snapshot["freshness"])
+    added = added_up(snapshots)
     outcomes: dict[str, dict[str, int]] = {}
-    for (kind, outcome), count in sorted(events.items()):
+    for (kind, outcome), count in sorted(added["events"].items()):
         outcomes.setdefault(kind, {})[outcome] = count
-    total = sum(events.values())
+    total = sum(added["events"].values())
     counts = added["counts"]
     made: dict[str, Any] = {
         "events": total,
@@ -264,6 +268,8 @@ def summary(snapshots: Sequence[Mapping[str, Any]], seconds: float) -> dict[str,
         "events_per_second": round(total / seconds, 1) if seconds > 0 else None,
         "stage_seconds": {name: round(spent, 2) for name, spent in added["seconds"].items()},
     }
+    freshness = LatencyHistogram()
+    freshness.merge(*added["freshness"])
     if freshness.count:
         made["freshness_ms"] = {
             f"p{share}": round(freshness.quantile(share / 100), 1) for share in (50, 95, 99)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from materialize.stream.latency import LatencyHistogram
+from materialize.stream.metrics import added_up
 from materialize.stream.source import Lag
 
 __all__ = ["ProgressLine"]
@@ -48,14 +49,12 @@ class ProgressLine:
         every = _TERMINAL_SECONDS if self._in_place else _LOG_SECONDS
         if self._quiet or now - self._printed < every:
             return
-        events = sum(sum(one["events"].values()) for one in snapshots)
-        total = LatencyHistogram()
-        for one in snapshots:
-            total.merge(*one["freshness"])
+        added, total = added_up(snapshots), LatencyHistogram()
+        events, dead = sum(added["events"].values()), sum(added["dead"].values())
+        total.merge(*added["freshness"])
         recent = LatencyHistogram()
         recent.merge(total.counts - self._freshness.counts, total.sum_ms - self._freshness.sum_ms)
         rate = (events - self._events) / (now - self._printed)
-        dead = sum(sum(one["dead"].values()) for one in snapshots)
         parts = [
             f"{events:,} events",
             f"{rate:,.0f}/s",

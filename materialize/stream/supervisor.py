@@ -21,7 +21,7 @@ from encoder.errors import EmbeddingError, TerminalError
 from materialize.config import RepoSettings
 from materialize.context import Context
 from materialize.stream.connect import is_transient
-from materialize.stream.metrics import StreamMetrics, summary
+from materialize.stream.metrics import StreamMetrics, added_up, summary
 from materialize.stream.progress import ProgressLine
 from materialize.stream.service import RunOptions, prepare, run_worker
 from materialize.stream.source import Lag
@@ -38,6 +38,8 @@ _PRELOADED = [
 ]
 _LATER = 75
 """Exit code of a worker whose stores did not answer when it started (EX_TEMPFAIL of sysexits.h)."""
+_HEALTHY_SECONDS = 120.0
+"""After so long a death counts as the first one again."""
 _TICK_SECONDS = 0.2
 _END_SECONDS = 60.0
 """How long workers may take to end after they were told to, before they are killed: harmless, what
@@ -132,7 +134,7 @@ class _Place:
     process: BaseProcess | None = None
     pipe: Connection | None = None
     snapshot: dict[str, Any] | None = None
-    former: list[dict[str, Any]] = field(default_factory=list)
+    former: dict[str, Any] = field(default_factory=lambda: added_up([]))
     deaths: int = 0
     start_at: float = 0.0
     done: bool = False
@@ -173,10 +175,12 @@ class _Supervisor:
     def _start_due(self) -> None:
         now = time.monotonic()
         for place in self._places:
-            if place.process is not None or place.done or place.start_at > now:
+            if place.process is not None or place.done:
                 continue
             if self._stop.is_set():
                 place.done = True
+                continue
+            if place.start_at > now:
                 continue
             here, there = self._processes.Pipe(duplex=False)
             port = self._settings.file.stream.metrics_port
@@ -217,14 +221,16 @@ class _Supervisor:
         process.close()
         place.process = None
         if place.snapshot is not None:
-            place.former.append(place.snapshot)
+            place.former = added_up([place.former, place.snapshot])
             place.snapshot = None
         if code >= 0 and (code != _LATER or self._stop.is_set()):
             place.done = True
             return code != 0
+        now = time.monotonic()
+        place.deaths = 0 if now - place.start_at > _HEALTHY_SECONDS else place.deaths
         delay = min(_AGAIN_SECONDS[0] * 2**place.deaths, _AGAIN_SECONDS[1])
         place.deaths += 1
-        place.start_at = time.monotonic() + delay
+        place.start_at = now + delay
         why = "stores that do not answer" if code == _LATER else signal.Signals(-code).name
         logger.warning(
             "worker %d was ended by %s; another starts in %.1f s", place.index, why, delay
@@ -254,7 +260,7 @@ class _Supervisor:
         return [
             one
             for place in self._places
-            for one in (*place.former, place.snapshot)
+            for one in (place.former, place.snapshot)
             if one is not None
         ]
 
