@@ -130,7 +130,7 @@ class RawRows:
             maybe = usable & applied.changed & ~due & (np.diff(start) > 0)
             if maybe.any():
                 maybe &= self._outdated(stored)
-            rows, table = self._made(stored, states, due & usable, maybe)
+            rows, table = self._made(stored, applied.states, due & usable, maybe)
         new = NewRows.of(stored, rows, table)
         return new.take(~times.present[rows] | (new.event_us >= times.event_us[rows]))
 
