@@ -30,7 +30,7 @@ from materialize.stream.keys import marker_key
 from materialize.stream.marker import read_marker, write_marker
 from materialize.stream.status import read_lag
 from materialize.stream.writer import EventWriter
-from tests.e2e.redis_faults import wait_until
+from tests.e2e.redis_faults import Line, wait_until
 from tests.repositories import TinyRepository
 from tests.servers import Server, free_port
 from tests.stores import PROFILES
@@ -64,10 +64,12 @@ def writer(begun: TinyStream, client: redis.Redis) -> EventWriter:
     return EventWriter(client, begun.context.store.project, context=LAYOUT.context)
 
 
-def palate(stream: TinyStream, *arguments: str, code: int = 0, **more: Any) -> Result:
+def palate(
+    stream: TinyStream, *arguments: str, code: int = 0, repo: Path | None = None, **more: Any
+) -> Result:
     """Run a command in this process, where Feast is imported already."""
-    repo = ("--repo", str(stream.context.settings.repo))
-    result = CliRunner().invoke(main, ["stream", *arguments, *repo], **more)
+    where = ("--repo", str(repo or stream.context.settings.repo))
+    result = CliRunner().invoke(main, ["stream", *arguments, *where], **more)
     assert result.exit_code == code, (result.output, result.exception)
     return result
 
@@ -190,7 +192,11 @@ def test_a_file_of_clean_events_is_applied_once(begun: TinyStream, tmp_path: Pat
 
 
 def while_running(
-    stream: TinyStream, scenario: Callable[[], None], *arguments: str, code: int = 0
+    stream: TinyStream,
+    scenario: Callable[[], None],
+    *arguments: str,
+    code: int = 0,
+    repo: Path | None = None,
 ) -> Result:
     """Run workers in this process until a scenario, in a thread beside them, is over.
 
@@ -208,7 +214,7 @@ def while_running(
     with ThreadPoolExecutor(1) as pool:
         told = pool.submit(play)
         try:
-            result = palate(stream, "run", "--quiet", *arguments, code=code)
+            result = palate(stream, "run", "--quiet", *arguments, code=code, repo=repo)
         finally:
             ended.set()
         told.result()
@@ -282,6 +288,34 @@ def test_workers_share_are_replaced_when_killed_and_stop_in_order(
 
 
 @pytest.mark.slow
+def test_a_worker_that_cannot_begin_because_redis_is_away_is_tried_again(
+    begun: TinyStream,
+    client: redis.Redis,
+    redis_server: Server,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    line = Line(redis_server.port)
+    folder = configured(begun, tmp_path / "r", url=f"redis://127.0.0.1:{line.port}")
+
+    def cut_off() -> None:
+        wait_until(lambda: len(owners(begun, client)) == 2, 180)
+        before = owners(begun, client)
+        line.cut()
+        os.kill(int(min(before).split("-")[-2]), signal.SIGKILL)
+        wait_until(lambda: "ended by stores that do not answer" in caplog.text)
+        line.mend()
+        wait_until(lambda: len(owners(begun, client) - {min(before)}) == 2)
+
+    try:
+        result = while_running(begun, cut_off, "--workers", "2", repo=folder)
+    finally:
+        line.close()
+    assert json.loads(result.stdout)["retries"]
+    assert owners(begun, client) == set()
+
+
+@pytest.mark.slow
 def test_workers_that_cannot_go_on_stop_all_of_them(begun: TinyStream) -> None:
     with socket.create_server(("", 0)) as taken:
         port = str(taken.getsockname()[1] - 1)  # the second worker's is the one behind it
@@ -300,7 +334,11 @@ def configured(stream: TinyStream, folder: Path, **changes: Any) -> Path:
     content |= {"dataset": str(repo / "tiny.yaml"), "data_dir": str(repo / "data")}
     folder.mkdir()
     (folder / "palate.yaml").write_text(yaml.safe_dump(content))
-    (folder / "feature_store.yaml").write_text((repo / "feature_store.yaml").read_text())
+    store = yaml.safe_load((repo / "feature_store.yaml").read_text())
+    store["registry"] = stream.context.store.config.registry.model_dump(exclude_none=True) | {
+        "path": str(repo / stream.context.store.config.registry.path)
+    }
+    (folder / "feature_store.yaml").write_text(yaml.safe_dump(store))
     return folder
 
 
