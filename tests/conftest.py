@@ -15,6 +15,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests import servers
+from tests.startup import python_path
+from tests.startup.sitecustomize import FOLDER, install
 
 # 200 in CI: four times the local number, and the whole run still ends in minutes on two cores; a
 # search by hand takes `--hypothesis-profile=search`. No deadlines: speed is a benchmark's matter.
@@ -29,12 +31,31 @@ settings.register_profile("search", max_examples=1000, **_shared)
 settings.load_profile("ci" if os.environ.get("CI", "").lower() in {"1", "true"} else "dev")
 
 SEED = 20_260_101
+_MOST_WORKERS = 4
+"""Each has servers and repositories of its own: more of them cost more than they save."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return one worker a core for the whole suite, and none for files that somebody names."""
+    if config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        return 0
+    return min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep pytest-randomly's random order, but not its seeds: they differ from run to run."""
+    """Prepare what workers and every other process inherit; keep pytest-randomly's order only.
+
+    Its seeds differ from run to run.
+    """
     if hasattr(config.option, "randomly_reset_seed"):
         config.option.randomly_reset_seed = False
+    if getattr(config.option, "tx", None):  # threads of one worker would wait for the other's
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if FOLDER not in os.environ and hasattr(config, "cache"):
+        os.environ[FOLDER] = str(config.cache.mkdir("typeguard"))
+        os.environ["PYTHONPATH"] = python_path(*os.environ.get("PYTHONPATH", "").split(os.pathsep))
+        install()
 
 
 @pytest.fixture(autouse=True)

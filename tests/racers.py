@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +10,10 @@ from typing import Any
 
 from encoder.errors import LedgerConflict
 from materialize.ledger import Ledger
+from tests.forks import FORKS, preload
 
 _SECONDS = 60.0
-_SPAWN = multiprocessing.get_context("spawn")
+preload(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ def race_threads(url: str, rounds: Sequence[Round]) -> list[list[str | None]]:
 
 def race_processes(url: str, rounds: Sequence[Round]) -> list[list[str | None]]:
     """Return each round's answers, one a racer, of processes."""
-    barrier = _SPAWN.Barrier(len(rounds[0]))
-    results: Any = _SPAWN.Queue()
+    barrier = FORKS.Barrier(len(rounds[0]))
+    results: Any = FORKS.Queue()
     processes = [
-        _SPAWN.Process(target=_run, args=(url, racer, steps, barrier, results))
+        FORKS.Process(target=_run, args=(url, racer, steps, barrier, results))
         for racer, steps in enumerate(zip(*rounds, strict=True))
     ]
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
@@ -18,6 +17,7 @@ import materialize.stores.redis  # noqa: F401
 from materialize.context import Context
 from materialize.ledger import Ledger
 from materialize.retirement import retire_space
+from tests.forks import FORKS, preload
 from tests.spaces import vectors
 from transforms.names import stored_view
 
@@ -25,8 +25,7 @@ __all__ = ["Reader", "retire_and_kill"]
 
 _SECONDS = 90.0
 _WORDS = ("start_retiring", "update_facts", "retire_bridge", "finish_retiring")
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload([__name__])
+preload(__name__)
 
 
 def retire_and_kill(repo: Path, number: int, *, after: int) -> bool:
@@ -34,7 +33,7 @@ def retire_and_kill(repo: Path, number: int, *, after: int) -> bool:
 
     Returns whether it was killed; else it ended by itself, without a fault.
     """
-    process = _FORKS.Process(target=_retire, args=(str(repo), number, after))
+    process = FORKS.Process(target=_retire, args=(str(repo), number, after))
     process.start()
     process.join(_SECONDS)
     code = process.exitcode
@@ -76,8 +75,8 @@ class Reader:
     """
 
     def __init__(self, repo: Path, number: int, users: Sequence[int]) -> None:
-        self._here, there = _FORKS.Pipe()
-        self._process = _FORKS.Process(target=_read, args=(str(repo), number, list(users), there))
+        self._here, there = FORKS.Pipe()
+        self._process = FORKS.Process(target=_read, args=(str(repo), number, list(users), there))
         self._process.start()
         there.close()
         assert self._here.poll(_SECONDS)

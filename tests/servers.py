@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -103,8 +104,12 @@ def running(
     ready: Callable[[], bool],
     user: str | None = None,
     environment: Mapping[str, str] | None = None,
+    stop: signal.Signals = signal.SIGTERM,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server until the block ends, from when it is ready; ``folder`` holds its log."""
+    """Run a server until the block ends, from when it is ready; ``folder`` holds its log.
+
+    ``stop`` is what it is sent then.
+    """
     log = folder / _LOG
     environ = None if environment is None else {**os.environ, **environment}
     with log.open("wb") as out:
@@ -115,7 +120,7 @@ def running(
         _wait(ready, process, log)
         yield process
     finally:
-        process.terminate()
+        process.send_signal(stop)
         try:
             process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
@@ -212,7 +217,8 @@ def postgres_server() -> Iterator[Server]:
 
         options = ["-c", "fsync=off", "-c", "listen_addresses=127.0.0.1"]
         command = [str(postgres), "-D", str(data), "-p", str(port), "-k", str(folder), *options]
-        with running(command, folder, ready, user):
+        # At SIGTERM it waits for its clients, whose pools live on: for all of STOP_SECONDS.
+        with running(command, folder, ready, user, stop=signal.SIGINT):
             yield Server("127.0.0.1", port, f"postgresql://palate:palate@127.0.0.1:{port}/palate")
 
 

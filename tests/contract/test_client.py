@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ import pytest
 from encoder.errors import DataFault, LedgerConflict, SpaceMismatch, TransientError
 from materialize.client import NOT_FOUND, EmbeddingBatch, EmbeddingClient
 from materialize.consumers import add_consumer, move_consumer, roll_back_consumer
+from tests.forks import FORKS
 from tests.servers import Server
 from tests.sinks import close, marked
 from tests.spaces import DIM, Spaces, close_registry, vectors
@@ -342,10 +342,9 @@ def test_another_process_sees_a_move_on_its_very_next_read(
         cached = {"registry_type": "sql", "path": path, "cache_ttl_seconds": 3_600}
         options = {"ledger": url, "registry": cached}
     spaces = _with_home(make(**options))
-    spawn = multiprocessing.get_context("spawn")
-    asked, answers = spawn.Queue(), spawn.Queue()
+    asked, answers = FORKS.Queue(), FORKS.Queue()
     names = (str(spaces.tiny.path), spaces.settings.ledger_url, asked, answers)
-    process = spawn.Process(target=_serve, args=names)
+    process = FORKS.Process(target=_serve, args=names)
     process.start()
     try:
         for revision, space in enumerate((1, 2, 1, 2, 1), start=1):

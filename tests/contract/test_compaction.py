@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import multiprocessing
 import threading
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from encoder.errors import TransientError
 from materialize import compaction
 from materialize.compaction import compact
 from materialize.stores.append import Manifest, append_rows, live_files, locked, reading
+from tests.forks import FORKS
 from tests.offline import table_of
 
 
@@ -62,8 +62,7 @@ def test_a_compaction_killed_at_any_step_loses_nothing(
     tmp_path: Path, step: str, when: str
 ) -> None:
     rows = small_files(tmp_path / "v")
-    context = multiprocessing.get_context("spawn")
-    process = context.Process(target=compact_and_die, args=(str(tmp_path / "v"), step, when))
+    process = FORKS.Process(target=compact_and_die, args=(str(tmp_path / "v"), step, when))
     process.start()
     process.join(120)
     assert process.exitcode == -9

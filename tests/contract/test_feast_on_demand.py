@@ -19,6 +19,7 @@ from feast.types import Array, Float32, Int64
 
 from encoder.errors import ArtifactError, MalformedInput
 from tests.repositories import TinyRepository, as_batch, raw_rows
+from tests.startup import python_path
 from transforms.layout import ACTIVITY, ONBOARDING, PROFILE, field
 from transforms.names import USER_KEY, on_demand_view
 from transforms.runtime import Encoded, encode
@@ -100,7 +101,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", _FRESH, json.dumps(request)],
         cwd=elsewhere,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": python_path(ROOT)},
         capture_output=True,
         text=True,
         check=False,

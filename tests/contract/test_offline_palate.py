@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +10,7 @@ import pytest
 
 from encoder.errors import DataFault
 from materialize.stores.append import append_rows, live_files
+from tests.forks import FORKS
 from tests.offline import PALATE, Repository, entity_rows, make_repository, table_of, values
 
 
@@ -83,10 +83,9 @@ def push(root: str, view: str, process: int, count: int) -> None:
 
 
 def test_concurrent_pushes_lose_nothing(palate: Repository) -> None:
-    context = multiprocessing.get_context("spawn")
     (palate.root / "pushed").mkdir()
     processes = [
-        context.Process(target=push, args=(str(palate.root), "pushed", p, 20)) for p in range(8)
+        FORKS.Process(target=push, args=(str(palate.root), "pushed", p, 20)) for p in range(8)
     ]
     for process in processes:
         process.start()

@@ -31,6 +31,7 @@ from encoder.errors import ArtifactError, MalformedInput
 from encoder.store import ArtifactStore
 from tests.encoders import tiny_artifact
 from tests.repositories import TinyRepository, as_batch, raw_rows
+from tests.startup import python_path
 from tests.stores import PROFILES
 from transforms.layout import ACTIVITY, ONBOARDING, PROFILE, Modality, RawLayout, column
 from transforms.names import USER_KEY, on_demand_view
@@ -324,7 +325,7 @@ def test_a_serving_process_works_where_torch_is_not_installed(
             *(str(served.repository.path), PLAIN),
         ],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        env=os.environ | {"PYTHONPATH": python_path(Path(__file__).parents[2])},
         capture_output=True,
         text=True,
         check=False,

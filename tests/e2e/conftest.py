@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from feast.cli.cli import cli as feast_command
 
 from encoder.synthetic import SimulatedTruth, simulate_listeners
 from materialize.batch import materialize_space, materialize_view
@@ -21,10 +24,13 @@ from materialize.ledger import Space
 from materialize.template import init_repository
 from materialize.train import train_space
 from materialize.validate import validate
+from tests.forks import FORKS, preload
 from transforms.clean import CleanTables
 
 END = dt.datetime(2024, 7, 20, tzinfo=dt.timezone.utc)
 """After the simulation's last session, which runs past midnight of its 200th day."""
+_APPLIED_SECONDS = 300.0
+preload("feast.cli.cli", __name__)
 
 SMALL = {
     "autoencoder": {"embedding_dim": 16, "hidden": [48]},
@@ -82,9 +88,9 @@ def build_story(
     build_features(
         settings.dataset, CleanTables(settings.data_dir), settings.features_dir, progress=False
     )
-    run("feast", "apply", cwd=repo)
+    apply(repo)
     trained = train_space(context.store, settings, context.ledger, progress=False)
-    run("feast", "apply", cwd=repo)
+    apply(repo)
     context.store.refresh_registry()  # type: ignore[no-untyped-call]
     for view in trained.space.facts["raw_views"]:
         materialize_view(context.store, settings, context.ledger, view, end=end, progress=False)
@@ -99,6 +105,27 @@ def build_story(
             progress=False,
         )
     return Story(repo, context, context.ledger.space(), raw.truth)
+
+
+def apply(repo: Path) -> None:
+    """Do `feast apply` as a step on the way: in a process that is forked with Feast imported."""
+    with tempfile.TemporaryDirectory() as folder:
+        printed = Path(folder, "printed")
+        process = FORKS.Process(target=_apply, args=(repo, printed))
+        process.start()
+        process.join(_APPLIED_SECONDS)
+        code = process.exitcode
+        if code is None:
+            process.kill()
+        assert code == 0, f"feast apply ended with {code}\n{printed.read_text()}"
+
+
+def _apply(repo: Path, printed: Path) -> None:
+    with printed.open("wb") as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+    os.chdir(repo)
+    feast_command(["apply"], standalone_mode=False)
 
 
 def run(command: str, *arguments: str, cwd: Path) -> str:

@@ -1,11 +1,7 @@
-"""A job in a process of its own that is forked with everything imported, and can be killed.
-
-`import feast` costs seconds: a fork server pays once, and every job is a fork of it.
-"""
+"""A job in a process of its own that is forked with everything imported, and can be killed."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import threading
@@ -23,10 +19,10 @@ from tqdm import tqdm
 import materialize.stores.redis  # noqa: F401
 from materialize.batch import materialize_space
 from materialize.context import Context
+from tests.forks import FORKS, preload
 
 _READY_SECONDS, _END_SECONDS = 60.0, 60.0
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload([__name__])
+preload(__name__)
 
 
 class KillableRun:

@@ -17,7 +17,7 @@ from materialize.retirement import retire_space
 from materialize.template import init_repository
 from materialize.train import train_space
 from materialize.validate import validate
-from tests.e2e.conftest import SMALL, Raw, run
+from tests.e2e.conftest import SMALL, Raw, apply, run
 from transforms.clean import CleanTables
 
 
@@ -43,7 +43,7 @@ class Repository:
         settings = self.context.settings
         clean = CleanTables(settings.data_dir)
         build_features(settings.dataset, clean, settings.features_dir, progress=False)
-        run("feast", "apply", cwd=self.folder)
+        apply(self.folder)
         store, ledger = self.context.store, self.context.ledger
         return train_space(store, settings, ledger, progress=False).space
 

@@ -28,6 +28,7 @@ from tests.servers import FeastServer, Server, feast_server
 from tests.servers import redis_server as own_redis
 from tests.sinks import close, marked
 from tests.spaces import Spaces
+from tests.startup import python_path
 from tests.stores import PROFILES
 from transforms.layout import ACTIVITY, ONBOARDING, PROFILE, column
 from transforms.names import EMBEDDING_ALIAS, USER_KEY, on_demand_view, stored_view
@@ -68,7 +69,7 @@ def torch_free(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (folder / "torch.py").write_text(
         "raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')\n", encoding="utf-8"
     )
-    return {"PYTHONPATH": str(folder)}
+    return {"PYTHONPATH": python_path(folder)}
 
 
 @pytest.fixture(scope="module", params=[marked("palate-redis"), "palate-sqlite"])

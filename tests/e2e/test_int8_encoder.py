@@ -13,7 +13,7 @@ from materialize.batch import materialize_space
 from materialize.compare import compare_views, sample_users
 from materialize.lineage import diff_spaces
 from materialize.quantise import quantise_space
-from tests.e2e.conftest import END, Raw, Story, build_story, run
+from tests.e2e.conftest import END, Raw, Story, apply, build_story
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +24,7 @@ def quantised(raw: Raw, tmp_path_factory: pytest.TempPathFactory) -> Story:
     context = story.context
     where = (context.store, context.settings, context.ledger)
     report = quantise_space(*where, 1, progress=False)
-    run("feast", "apply", cwd=story.repo)
+    apply(story.repo)
     context.store.refresh_registry()  # type: ignore[no-untyped-call]
     assert report.space == 2
     materialize_space(*where, context.ledger.space(2), end=END, progress=False)

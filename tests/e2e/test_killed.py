@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 import signal
-import subprocess
-import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +14,19 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from tqdm import tqdm
 
 from materialize.batch import materialize_space, open_source
+from materialize.cli import main
 from materialize.embedding_rows import encode_rows
 from materialize.source import parquet_files
 from tests.e2e.conftest import Raw, Story, build_story, run
+from tests.e2e.killable import FORKS
+from tests.e2e.steps import Step
 from transforms.runtime import load_encoder
 
-# Kills the process, without clean-up, before or after the nth call of a function.
-_KILLED = """
-import importlib, os, signal, sys
-module, attribute, nth, when, *arguments = sys.argv[1:]
-owner = importlib.import_module(module)
-*path, name = attribute.split(".")
-for part in path:
-    owner = getattr(owner, part)
-original, calls = getattr(owner, name), 0
-
-def killing(*args, **kwargs):
-    global calls
-    calls += 1
-    if calls == int(nth) and when == "before":
-        os.kill(os.getpid(), signal.SIGKILL)
-    result = original(*args, **kwargs)
-    if calls == int(nth):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return result
-
-setattr(owner, name, killing)
-from materialize.cli import main
-main(arguments)
-"""
-
 BEGIN = dt.datetime(2024, 5, 1, tzinfo=dt.timezone.utc)
+_KILLED_SECONDS = 200.0
 
 
 @pytest.fixture(scope="module")
@@ -61,28 +41,35 @@ def steps_done() -> list[str]:
 
 
 STEPS = {
-    "encoding": ("materialize.partition", "encode_rows", "1", "after"),
-    "a partition is encoded": ("os", "replace", "1", "before"),
-    "a partition is offline": ("os", "replace", "1", "after"),
-    "a partition is online": ("materialize.online", "OnlineWriter.write", "1", "after"),
-    "a partition is recorded": ("materialize.ledger", "Ledger.partition_done", "1", "after"),
-    "offline rows are counted": ("materialize.view_run", "verify_count", "1", "after"),
-    "online rows are verified": ("materialize.view_run", "verify_online", "1", "after"),
-    "published": ("os", "replace", "2", "after"),
-    "the ledger commits": ("materialize.ledger", "Ledger.commit_run", "1", "before"),
+    "encoding": Step("materialize.partition", "encode_rows", "after"),
+    "a partition is encoded": Step("os", "replace", "before"),
+    "a partition is offline": Step("os", "replace", "after"),
+    "a partition is online": Step("materialize.online", "OnlineWriter.write", "after"),
+    "a partition is recorded": Step("materialize.ledger", "Ledger.partition_done", "after"),
+    "offline rows are counted": Step("materialize.view_run", "verify_count", "after"),
+    "online rows are verified": Step("materialize.view_run", "verify_online", "after"),
+    "published": Step("os", "replace", "after", 2),
+    "the ledger commits": Step("materialize.ledger", "Ledger.commit_run", "before"),
 }
 
 
-def _run_killed(step: tuple[str, ...], *arguments: str, cwd: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _KILLED, *step, *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-    )
-    assert done.returncode == -signal.SIGKILL, f"{done.stdout}\n{done.stderr}"
+def _run_killed(step: Step, *arguments: str, cwd: Path) -> None:
+    """Run `palate` in a process that is killed at a step."""
+    process = FORKS.Process(target=_run_armed, args=(step, arguments, cwd))
+    process.start()
+    process.join(_KILLED_SECONDS)
+    code = process.exitcode
+    if code is None:
+        process.kill()
+    assert code == -signal.SIGKILL, f"palate {arguments} ended with {code} and not at {step}"
+
+
+def _run_armed(step: Step, arguments: tuple[str, ...], cwd: Path) -> None:
+    # Its own lock is a named semaphore here, which a killed process would leave behind.
+    tqdm.set_lock(threading.RLock())
+    os.chdir(cwd)
+    step.arm()
+    main(arguments)
 
 
 def _online(story: Story, users: list[Any]) -> pd.DataFrame:
@@ -170,11 +157,11 @@ def test_a_killed_run_leaves_the_earlier_state_served_and_completes_when_repeate
 
 
 TRAINING_STEPS = {
-    "training rows are written": ("materialize.train", "os.replace", "1", "before"),
-    "an epoch is done": ("encoder.progress", "write_checkpoint", "2", "after"),
-    "the artifact is saved": ("encoder.store", "ArtifactStore.save", "1", "before"),
-    "the space is registered": ("materialize.ledger", "Ledger.register", "1", "before"),
-    "its view becomes readable": ("materialize.train", "ensure_readable", "1", "before"),
+    "training rows are written": Step("materialize.train", "os.replace", "before"),
+    "an epoch is done": Step("encoder.progress", "write_checkpoint", "after", 2),
+    "the artifact is saved": Step("encoder.store", "ArtifactStore.save", "before"),
+    "the space is registered": Step("materialize.ledger", "Ledger.register", "before"),
+    "its view becomes readable": Step("materialize.train", "ensure_readable", "before"),
 }
 
 

@@ -16,7 +16,7 @@ from materialize.context import Context
 from materialize.features import build_features
 from materialize.stability import StabilityReport, after_first_run, measure_stability
 from materialize.train import train_space
-from tests.e2e.conftest import END, Raw, Story, build_story, run
+from tests.e2e.conftest import END, Raw, Story, apply, build_story
 from transforms.clean import CleanTables
 
 pytestmark = pytest.mark.slow
@@ -41,7 +41,7 @@ def _retrained(story: Story, **changes: Any) -> Context:
     context = _configured(story.repo, **changes)
     where = (context.store, context.settings, context.ledger)
     space = train_space(*where, progress=False).space
-    run("feast", "apply", cwd=story.repo)
+    apply(story.repo)
     context.store.refresh_registry()  # type: ignore[no-untyped-call]
     for from_history in (True, False):
         materialize_space(*where, space, end=END, from_history=from_history, progress=False)

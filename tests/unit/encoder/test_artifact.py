@@ -24,7 +24,7 @@ from encoder.errors import ArtifactError
 from encoder.export import PARITY, export_onnx
 from encoder.preprocessing import Preprocessor
 from encoder.store import ArtifactStore
-from tests.encoders import MODEL, SCHEMA, WHEN, VectorState, tiny_artifact
+from tests.encoders import MODEL, SCHEMA, WHEN, VectorState, export_tiny, tiny_artifact
 from tests.strategies import VERSION, batches, random_batch, take
 
 ROOT = Path(__file__).parents[3]
@@ -87,7 +87,7 @@ def test_a_graph_that_differs_from_the_model_is_refused(monkeypatch: pytest.Monk
     graph = export_onnx(other.encoder, tiny_artifact().preprocessor.n_inputs)
     monkeypatch.setattr("encoder.export.export_onnx", lambda *_: graph)
     with pytest.raises(ArtifactError, match="ONNX Runtime differs from torch by"):
-        tiny_artifact()
+        export_tiny()
 
 
 def test_the_graph_holds_no_path_of_this_machine(artifact: EncoderArtifact) -> None:
@@ -229,7 +229,7 @@ def test_the_version_does_not_change_with_what_does_not(
 
 
 def test_making_the_same_encoder_twice_gives_one_version(artifact: EncoderArtifact) -> None:
-    again = tiny_artifact()
+    again = export_tiny()
     assert again.encoder_version == artifact.encoder_version
     assert again.onnx == artifact.onnx
     assert tiny_artifact(seed=1).encoder_version != artifact.encoder_version

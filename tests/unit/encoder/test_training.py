@@ -26,6 +26,7 @@ from encoder.preprocessing import Preprocessor
 from encoder.rows import InputMatrix, RowSource, cache_inputs, held_out
 from encoder.schema import FeatureSchema
 from encoder.training import TrainingConfig, train
+from tests.startup import python_path
 from tests.strategies import VERSION, random_batch, take, to_table
 from transforms.layout import Modality, RawLayout
 
@@ -312,7 +313,7 @@ def test_two_processes_train_the_same_model_as_one(rows: RowSource, tmp_path: Pa
     program = tmp_path / "program.py"
     quiet = "model=replace(CONFIG.model, block_dropout=0.0, noise_std=0.0, unknown_rate=0.0), "
     program.write_text(_PROGRAM.replace("max_epochs=12, ", "max_epochs=2, " + quiet))
-    environ = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environ = os.environ | {"PYTHONPATH": python_path(ROOT), "OMP_NUM_THREADS": "1"}
     weights = []
     for n in (1, 2):
         folder = tmp_path / f"processes-{n}"

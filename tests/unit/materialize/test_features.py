@@ -1,9 +1,8 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
-import subprocess
-import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 from encoder.errors import DataFault
 from materialize.features import build_features, current_modalities
 from materialize.publish import Publication
+from tests.forks import FORKS, preload
 from tests.unit.materialize.feature_tables import (
     DAY_US,
     FIRST_DAY,
@@ -28,7 +28,8 @@ from transforms.layout import RawLayout
 from transforms.tables import view_schema
 
 VIEWS = ("item_vectors", "user_activity", "user_onboarding", "user_profile")
-ROOT = Path(__file__).parents[3]
+
+preload("materialize.features")
 
 
 def build(root: Path, **options: object):
@@ -246,42 +247,32 @@ def test_missing_clean_tables_name_the_command(tmp_path):
         current_modalities(tmp_path / "features")
 
 
-KILLED_BUILD = """
-import os, signal, sys
-from pathlib import Path
-from tests.unit.materialize.feature_tables import dataset
-from transforms.clean import CleanTables
-from materialize.features import build_features
-
-left, replace = int(sys.argv[2]), os.replace
-
-def die_at_rename(source, target):
-    global left
-    left -= 1
-    if left == 0 and sys.argv[3] == "before":
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(source, target)
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-os.replace = die_at_rename
-root = Path(sys.argv[1])
-build_features(dataset(), CleanTables(root), root / "features", progress=False, memory_limit_mb=256)
-"""
-
-
 def killed_build(root: Path, rename: int, moment: str) -> bool:
-    """Run a build that is killed at its n-th rename; return whether it was."""
-    run = subprocess.run(
-        [sys.executable, "-c", KILLED_BUILD, str(root), str(rename), moment],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode in (0, -signal.SIGKILL), run.stderr
-    return run.returncode != 0
+    """Let another process build, and die at its n-th rename; return whether it did."""
+    process = FORKS.Process(target=build_and_die, args=(root, rename, moment))
+    process.start()
+    process.join(120)
+    code = process.exitcode
+    if code is None:
+        process.kill()
+    assert code in (0, -signal.SIGKILL), f"the build ended with {code}"
+    return code != 0
+
+
+def build_and_die(root: Path, left: int, moment: str) -> None:
+    replace = os.replace
+
+    def die_at_rename(source, target):
+        nonlocal left
+        left -= 1
+        if left == 0 and moment == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.replace = die_at_rename
+    build(root)
 
 
 @pytest.mark.slow
@@ -291,13 +282,15 @@ def test_a_build_killed_at_any_rename_serves_the_earlier_rows_and_completes(
 ):
     """Killed at each of its file renames, a build leaves the earlier rows, and a repeat ends it."""
     undecided = 0
+    earlier = tmp_path / "earlier"
+    write_clean(earlier, days=12)
+    # With other windows first, the second build replaces everything.
+    build(earlier, data=dataset(windows=[2, 5]) if kind == "replace" else None)
+    before, state = everything(earlier), Publication(earlier / "features").state()
+    write_clean(earlier)
     for rename in range(1, 40):
         root = tmp_path / str(rename)
-        write_clean(root, days=12)
-        # With other windows first, the second build replaces everything.
-        build(root, data=dataset(windows=[2, 5]) if kind == "replace" else None)
-        before, state = everything(root), Publication(root / "features").state()
-        write_clean(root)
+        shutil.copytree(earlier, root)
         killed = killed_build(root, rename, moment)
         decided = (root / "features" / "publish.json").exists()
         if killed and not decided:
