@@ -123,10 +123,9 @@ class RawRows:
                 applied.states, rows, self._targets.layout, self._stored_profiles(stored, rows)
             )
         else:
+            states = applied.states
             due = {ACTIVITY: applied.activity, ONBOARDING: applied.onboarding}[stored.name]
-            start = (
-                applied.states.facts if stored.name == ACTIVITY else applied.states.picks
-            ).start
+            start = states.facts.start if stored.name == ACTIVITY else states.picks.start
             maybe = usable & applied.changed & ~due & (np.diff(start) > 0)
             if maybe.any():
                 maybe &= self._outdated(stored)
