@@ -19,7 +19,7 @@ import pytest
 from encoder.errors import DataFault, LedgerConflict, SpaceMismatch, TransientError
 from materialize.client import NOT_FOUND, EmbeddingBatch, EmbeddingClient
 from materialize.consumers import add_consumer, move_consumer, roll_back_consumer
-from tests.forks import FORKS
+from tests.forks import FORKS, preload
 from tests.servers import Server
 from tests.sinks import close, marked
 from tests.spaces import DIM, Spaces, close_registry, vectors
@@ -28,6 +28,7 @@ from transforms.names import stored_view
 
 WHO = {"who": "test", "why": "a test"}
 USERS = list(range(20))
+preload(__name__)
 
 # Feast's own stores leave their connections open.
 pytestmark = pytest.mark.filterwarnings(

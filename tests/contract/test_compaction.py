@@ -15,8 +15,10 @@ from encoder.errors import TransientError
 from materialize import compaction
 from materialize.compaction import compact
 from materialize.stores.append import Manifest, append_rows, live_files, locked, reading
-from tests.forks import FORKS
+from tests.forks import FORKS, preload
 from tests.offline import table_of
+
+preload(__name__)
 
 
 def small_files(folder: Path, count: int = 5) -> list[tuple[int, float]]:

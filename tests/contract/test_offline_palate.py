@@ -10,8 +10,10 @@ import pytest
 
 from encoder.errors import DataFault
 from materialize.stores.append import append_rows, live_files
-from tests.forks import FORKS
+from tests.forks import FORKS, preload
 from tests.offline import PALATE, Repository, entity_rows, make_repository, table_of, values
+
+preload(__name__)
 
 
 @pytest.fixture(scope="module")

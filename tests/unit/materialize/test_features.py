@@ -29,7 +29,7 @@ from transforms.tables import view_schema
 
 VIEWS = ("item_vectors", "user_activity", "user_onboarding", "user_profile")
 
-preload("materialize.features")
+preload(__name__)
 
 
 def build(root: Path, **options: object):
