@@ -92,12 +92,15 @@ class StreamMetrics(Collector):
         for stage, seconds in report.seconds.items():
             self.spent(stage, seconds)
 
-    def spent(self, stage: str, seconds: float) -> None:
-        """Add time of a stage; ``wait`` is the time in which there was nothing to do."""
+    def spent(self, stage: str, seconds: float, *, beside: bool = False) -> None:
+        """Add time of a stage; ``wait`` is the time in which there was nothing to do.
+
+        ``beside``: the worker went on meanwhile.
+        """
         now = time.monotonic()
         with self._lock:
             self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds
-            self._busy.append((now, 0.0 if stage == "wait" else seconds))
+            self._busy.append((now, 0.0 if beside or stage == "wait" else seconds))
             while self._busy[0][0] < now - _WINDOW_SECONDS:
                 self._busy.popleft()
 

@@ -15,7 +15,9 @@ __all__ = ["OfflineRows"]
 
 
 class OfflineRows:
-    """Holds rows until they are many or old, then appends one file a view; not safe for threads.
+    """Holds rows until they are many or old, then appends one file a view.
+
+    ``flush`` may run in another thread than the rest, which goes on meanwhile; not two at a time.
 
     Parameters
     ----------
@@ -33,11 +35,12 @@ class OfflineRows:
         self._offline: Any = get_offline_store_from_config(store.config.offline_store)
         self._flush_seconds, self._flush_rows = flush_seconds, flush_rows
         self._held: dict[str, list[pa.Table]] = {}
+        self._leaving: dict[str, list[pa.Table]] = {}
         self._rows = 0
         self._oldest = 0.0
 
     def __len__(self) -> int:
-        """Return the number of rows that are held."""
+        """Return the number of rows that are held, without those that `set_off` took."""
         return self._rows
 
     def add(self, view: str, table: pa.Table, now: float) -> None:
@@ -55,8 +58,14 @@ class OfflineRows:
             return False
         return self._rows >= self._flush_rows or now - self._oldest >= self._flush_seconds
 
+    def set_off(self) -> None:
+        """Take what is held for the next `flush`; what is added from now on waits."""
+        for view, tables in self._held.items():
+            self._leaving.setdefault(view, []).extend(tables)
+        self._held, self._rows = {}, 0
+
     def flush(self) -> int:
-        """Append what is held, return the number of rows; what cannot be appended stays held.
+        """Append what was set off, return the number of rows; what cannot be appended stays.
 
         A view that was appended before another one failed is not appended again.
 
@@ -68,12 +77,11 @@ class OfflineRows:
             The disk does not take it.
         """
         rows = 0
-        for view in list(self._held):
-            table = pa.concat_tables(self._held[view])
+        for view in list(self._leaving):
+            table = pa.concat_tables(self._leaving[view])
             self._offline.offline_write_batch(
                 self._store.config, applied_view(self._store, view), table, None
             )
-            del self._held[view]
+            del self._leaving[view]
             rows += len(table)
-            self._rows -= len(table)
         return rows

@@ -122,8 +122,8 @@ class StateUnion:
 
     def flush(self) -> None:
         """Append the rows that were made to the offline store."""
-        if len(self._offline):
-            self._offline.flush()
+        self._offline.set_off()
+        self._offline.flush()
 
     def refresh(self) -> None:
         """Take up what changed meanwhile: live spaces, item vectors, the registry."""
@@ -189,7 +189,7 @@ class StateUnion:
             for table in tables:
                 self._offline.add(view, table, now)
         if self._offline.due(now):
-            self._offline.flush()
+            self.flush()
 
     def _united(self, states: UserStates, block: Block) -> Applied:
         # A row may not go back in time, or the one that is stored would stay: picks that are new

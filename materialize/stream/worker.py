@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -62,8 +63,12 @@ class KeepsRows(Protocol):
         """Return whether a flush is due."""
         ...
 
+    def set_off(self) -> None:
+        """Take what is held for the next flush."""
+        ...
+
     def flush(self) -> int:
-        """Append what is held."""
+        """Append what was set off; called in a thread of its own."""
         ...
 
 
@@ -87,8 +92,9 @@ class Worker:
 
     Notes
     -----
-    State: deliveries in hand (applied next), and applied ones whose rows are not offline yet.
-    Losing all of it is harmless: what is not acknowledged is handed out again.
+    State: deliveries in hand (applied next), applied ones whose rows wait, and those whose rows a
+    thread writes offline meanwhile (events would wait for the disk otherwise). Losing all of it is
+    harmless: what is not acknowledged is handed out again.
     """
 
     def __init__(
@@ -110,6 +116,9 @@ class Worker:
         self._stopped_at: float | None = None
         self._hand: list[Delivery] = []
         self._applied: list[Delivery] = []
+        self._leaving: list[Delivery] = []
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="offline")
+        self._writing: Future[int] | None = None
         self._shaken = False
         self._looked = -float("inf")
 
@@ -134,8 +143,10 @@ class Worker:
                     self._apply()
                 elif self._until_idle and self._is_idle():
                     break
+                if self._writing is not None and self._writing.done():
+                    self._end_flush()
                 if self._flush_is_due():
-                    self._flush()
+                    self._begin_flush()
                 self._look()
             if self._hand:
                 self._apply()
@@ -181,18 +192,47 @@ class Worker:
             or self._source.waited_for
         )
 
-    def _flush(self) -> None:
-        """Write rows offline, and acknowledge what they came from: in this order."""
-        began = time.monotonic()
+    def _begin_flush(self) -> None:
+        """Have rows written offline; waits for the flush before, so that two lots are held at most.
+
+        Whoever waits for a partition gets it once everything is acknowledged: then it is no use to
+        go on meanwhile.
+        """
+        self._end_flush()
+        self._leaving, self._applied = self._applied, []
         if len(self._offline):
-            rows = self._persist("offline", self._offline.flush)
-            self._metrics.flushed(rows)
-            self._metrics.spent("offline", time.monotonic() - began)
-        if self._applied:
+            self._offline.set_off()
+            self._writing = self._writer.submit(self._append)
+        if self._writing is None or self._source.waited_for:
+            self._end_flush()
+
+    def _append(self) -> int:
+        began = time.monotonic()
+        rows = self._offline.flush()
+        self._metrics.flushed(rows)
+        self._metrics.spent("offline", time.monotonic() - began, beside=True)
+        return rows
+
+    def _end_flush(self) -> None:
+        """Acknowledge what the rows of the flush came from: in this order."""
+        if self._writing is not None:
+            self._persist("offline", self._written)
+            self._writing = None
+        if self._leaving:
             began = time.monotonic()
-            self._persist("ack", lambda: self._source.ack(self._applied))
-            self._applied = []
+            self._persist("ack", lambda: self._source.ack(self._leaving))
+            self._leaving = []
             self._metrics.spent("ack", time.monotonic() - began)
+
+    def _written(self) -> int:
+        """Wait for the thread; after a failure that was told, try again here."""
+        writing, self._writing = self._writing, None
+        return self._append() if writing is None else writing.result()
+
+    def _flush(self) -> None:
+        """Write all rows offline, and acknowledge everything."""
+        self._begin_flush()
+        self._end_flush()
 
     def _is_idle(self) -> bool:
         """Return whether nothing is left for anybody, after a flush of what this worker holds."""
@@ -260,6 +300,7 @@ class Worker:
 
     def _leave(self) -> None:
         """Release what this worker owns; a source that does not answer releases it in time."""
+        self._writer.shutdown()
         _unless_silent(self._source.close, "leases were not released and end by themselves")
 
 

@@ -585,6 +585,8 @@ def test_offline_rows_answer_at_each_moment_what_was_readable_online(
     assert offline.due(30.0)
     held = len(offline)
     assert held > 0
+    assert offline.flush() == 0, "nothing was set off"
+    offline.set_off()
     assert offline.flush() == held
     assert len(offline) == 0
     assert not offline.due(1e9)
@@ -613,10 +615,13 @@ def test_offline_rows_stay_held_while_a_view_cannot_be_written(
     offline.add(ACTIVITY, report.offline[ACTIVITY], 0.0)
     offline.add("user_embedding_s99", report.offline[FIRST], 0.0)
     assert offline.due(0.0), "two rows"
+    offline.set_off()
+    folder = stream.context.settings.features_dir / ACTIVITY
+    before = len(list(folder.glob("push-*.parquet")))
     for _ in range(2):
         with pytest.raises(DataFault, match="user_embedding_s99"):
             offline.flush()
-    assert len(offline) == 1
+    assert len(list(folder.glob("push-*.parquet"))) == before + 1
 
 
 def test_what_becomes_live_is_taken_up_without_a_restart(

@@ -99,7 +99,7 @@ class Offline:
     """Holds rows until it is due."""
 
     def __init__(self, told: Told, due_at: int) -> None:
-        self.told, self.due_at, self.held = told, due_at, 0
+        self.told, self.due_at, self.held, self.leaving = told, due_at, 0, 0
 
     def __len__(self) -> int:
         return self.held
@@ -110,9 +110,12 @@ class Offline:
     def due(self, now: float) -> bool:
         return self.held >= self.due_at
 
+    def set_off(self) -> None:
+        self.leaving, self.held = self.leaving + self.held, 0
+
     def flush(self) -> int:
         self.told.note("flush")
-        rows, self.held = self.held, 0
+        rows, self.leaving = self.leaving, 0
         return rows
 
 
@@ -175,6 +178,25 @@ def test_everything_is_applied_kept_and_acknowledged_in_this_order(tmp_path: Pat
     assert run.told.first("ack") > run.told.first("flush")
     assert run.position()["acknowledged"] == run.size
     assert steps[-1] == "close"
+
+
+def test_events_are_applied_while_rows_of_earlier_ones_are_written(tmp_path: Path) -> None:
+    applied_meanwhile = threading.Event()
+
+    class Slow(Told):
+        def note(self, step: str) -> None:
+            if step == "flush" and "flush" not in self.steps:
+                assert applied_meanwhile.wait(30), "no event was applied meanwhile"
+                assert run.position()["acknowledged"] == 0
+            if step == "apply" and self.steps.count("apply") == 1:
+                applied_meanwhile.set()
+            super().note(step)
+
+    run = Run(tmp_path, Slow(), due_at=1)
+    run()
+    assert sorted(map(int, run.applier.applied)) == list(range(N))
+    assert run.told.steps.count("flush") >= 2
+    assert run.position()["acknowledged"] == run.size
 
 
 def test_nothing_is_acknowledged_while_its_rows_wait(tmp_path: Path) -> None:
