@@ -54,17 +54,17 @@ class Producer:
         self.sent: dict[bytes, Sent] = {}
         self.retries = 0
         self._waiting: list[bytes] = []
-        self._recent: deque[bytes] = deque(maxlen=300)
+        self._recent: deque[bytes] = deque(maxlen=5_000)
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._failed: BaseException | None = None
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
-    def repeat(self) -> int:
-        """Send the last hundreds of events again, newest first; return how many."""
+    def repeat(self, most: int) -> int:
+        """Send the last events again, newest first; return how many."""
         with self._lock:
-            again = list(self._recent)[::-1]
+            again = list(self._recent)[::-1][:most]
         self._append(again)
         return len(again)
 
@@ -343,7 +343,7 @@ class Faults:
         return "all connections of the workers"
 
     def _repeat(self) -> str:
-        return f"{self._producer.repeat()} events again, newest first"
+        return f"{self._producer.repeat(300)} events again, newest first"
 
     def _disorder(self) -> str:
         return f"{self._producer.disorder(200)} events backwards"
