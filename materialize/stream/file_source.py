@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 
 from encoder.errors import StreamConflict
@@ -56,10 +56,9 @@ class FileSource:
             self._size = path.stat().st_size
             self._acknowledged, self._delivered = self._load()
             self._handed_out = self._delivered
-            if is_parquet(path):
-                self._rest = parquet_payloads(path, context, self._acknowledged)
-            else:
-                self._rest = line_payloads(self._file, self._acknowledged)
+            self._context = context
+            self._kept: set[int] = set()
+            self._rest = self._payloads()
             self._next = next(self._rest, None)
             self._rejected = self._read_rejected()
         except BlockingIOError:
@@ -77,9 +76,11 @@ class FileSource:
         made: list[Delivery] = []
         while self._next is not None and len(made) < max_events:
             at, payload = self._next
-            made.append(Delivery(0, b"%d" % at, payload, at <= self._delivered, now))
             self._outstanding[at] = None
+            if at not in self._kept and at not in self._done:
+                made.append(Delivery(0, b"%d" % at, payload, at <= self._delivered, now))
             self._next = next(self._rest, None)
+        self._finish(())
         if made:
             # Before they are handed out, so that after a kill they are known as redelivered.
             self._handed_out = max(self._handed_out, int(made[-1].id))
@@ -108,6 +109,15 @@ class FileSource:
                 os.fsync(file.fileno())
             self._rejected.add(at)
         self._finish([at])
+
+    def again(self, keep: Sequence[Delivery]) -> None:
+        """Hand out again, as redelivered, what is not acknowledged, but for ``keep``."""
+        self._kept = {int(delivery.id) for delivery in keep}
+        self._outstanding = {}
+        self._delivered = self._handed_out
+        self._rest.close()
+        self._rest = self._payloads()
+        self._next = next(self._rest, None)
 
     def renew(self) -> None:
         """Nothing to do: the lock on the file lasts as long as the process."""
@@ -140,6 +150,12 @@ class FileSource:
         """Close the file and let another process read it."""
         self._rest.close()
         self._file.close()
+
+    def _payloads(self) -> Generator[tuple[int, bytes], None, None]:
+        """Read what is not acknowledged."""
+        if is_parquet(self._path):
+            return parquet_payloads(self._path, self._context, self._acknowledged)
+        return line_payloads(self._file, self._acknowledged)
 
     def _finish(self, positions: Iterable[int]) -> None:
         self._done.update(positions)

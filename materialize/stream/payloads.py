@@ -27,8 +27,7 @@ def is_parquet(path: Path) -> bool:
 def line_payloads(file: BinaryIO, skip_bytes: int = 0) -> Generator[tuple[int, bytes], None, None]:
     """Yield each line that is not empty, with the position behind it in bytes."""
     at = skip_bytes
-    if at:
-        file.seek(at)
+    file.seek(at)
     for line in file:
         at += len(line)
         if stripped := line.strip():

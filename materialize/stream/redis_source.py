@@ -208,6 +208,13 @@ class RedisSource:
         )
         self._outstanding[delivery.partition].discard(delivery.id)
 
+    def again(self, keep: Sequence[Delivery]) -> None:
+        """Hand out again, as redelivered, what is not acknowledged, but for ``keep``."""
+        self._outstanding.clear()
+        for delivery in keep:
+            self._outstanding[delivery.partition].add(delivery.id)
+        self._cursors.update(dict.fromkeys(self._cursors, _FIRST))
+
     def renew(self) -> None:
         """Say that this worker is alive; take over and give up partitions as the shares say."""
         turn = self._leases.look()

@@ -130,6 +130,7 @@ def run_worker(
     from materialize.stream.apply import Applier
     from materialize.stream.atomic import UserHashes
     from materialize.stream.offline import OfflineRows
+    from materialize.stream.restarts import Restarts
     from materialize.stream.worker import Worker
     from transforms.runtime import prewarm
 
@@ -149,7 +150,8 @@ def run_worker(
                 f"Port {metrics_port} for metrics: {exc.strerror}. Set stream.metrics_port to one "
                 "that is free, with as many free ones behind it as there are workers."
             ) from exc
-        source = _open_source(store, settings, options)
+        events = None if options.source is not None else open_events(store, settings)
+        source = _open_source(context, options, events)
         worker = Worker(
             applier,
             source,
@@ -157,25 +159,29 @@ def run_worker(
             stream,
             metrics,
             check=lambda: require_states(online, project),
+            restarted=Restarts([online] if events is None else [online, events]),
             until_idle=options.until_idle or options.source is not None,
             on_look=on_look,
         )
         worker.run(stop)
 
 
-def _open_source(store: FeatureStore, settings: RepoSettings, options: RunOptions) -> EventSource:
+def _open_source(context: Context, options: RunOptions, events: Redis | None) -> EventSource:
+    """Return the file that was asked for, or the event stream behind a client."""
     from materialize.stream.file_source import FileSource
     from materialize.stream.redis_source import RedisSource
 
-    if options.source is not None:
+    settings = context.settings
+    if events is None:
+        assert options.source is not None  # noqa: S101 - one of the two is there
         return FileSource(options.source, settings.dataset.events.context)
     stream = settings.file.stream
     name = f"{socket.gethostname()}-{getpid()}-{secrets.token_hex(3)}"
     if stream.url is not None:
         logger.info("worker %s reads events from %s", name, masked(stream.url))
     return RedisSource(
-        open_events(store, settings),
-        store.project,
+        events,
+        context.store.project,
         stream.partitions,
         name,
         lease_seconds=stream.lease_seconds,

@@ -80,6 +80,10 @@ class EventSource(Protocol):
         """Set an event aside as a dead letter and acknowledge it, in one step; safe to repeat."""
         ...
 
+    def again(self, keep: Sequence[Delivery]) -> None:
+        """Hand out again, as redelivered, what is not acknowledged, but for ``keep``."""
+        ...
+
     def renew(self) -> None:
         """Say that this worker is alive; called between steps that may take long."""
         ...

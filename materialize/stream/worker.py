@@ -85,6 +85,9 @@ class Worker:
     check : callable
         Called about once a second, and before work goes on after a store did not answer; raises
         when the states are gone.
+    restarted : callable
+        Called as often, and before events are acknowledged: whether a server was started anew, and
+        may have forgotten what was not yet on its disk.
     until_idle : bool
         End when nothing is left.
     on_look : callable, optional
@@ -106,12 +109,14 @@ class Worker:
         metrics: StreamMetrics,
         *,
         check: Callable[[], None],
+        restarted: Callable[[], bool],
         until_idle: bool = False,
         on_look: Callable[[Lag], None] | None = None,
     ) -> None:
         self._applier, self._source, self._offline = applier, source, offline
         self._settings, self._metrics = settings, metrics
-        self._check, self._until_idle, self._on_look = check, until_idle, on_look
+        self._check, self._restarted = check, restarted
+        self._until_idle, self._on_look = until_idle, on_look
         self._stop = threading.Event()
         self._stopped_at: float | None = None
         self._hand: list[Delivery] = []
@@ -120,6 +125,7 @@ class Worker:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="offline")
         self._writing: Future[int] | None = None
         self._shaken = False
+        self._restarts = 0
         self._looked = -float("inf")
 
     def run(self, stop: threading.Event) -> None:
@@ -170,6 +176,7 @@ class Worker:
     def _apply(self) -> None:
         deliveries = self._hand
         report = self._persist("apply", lambda: self._applier.apply(deliveries))
+        restarts = self._restarts
         readable = self._source.now_ms() - report.seconds.get("report", 0.0) * 1000
         now = time.monotonic()
         for view, table in report.offline.items():
@@ -178,8 +185,11 @@ class Worker:
         for one in report.rejected:
             self._persist("reject", partial(self._source.reject, *_of(one)))
             rejected.add((one.delivery.partition, one.delivery.id))
-        self._applied += [d for d in deliveries if (d.partition, d.id) not in rejected]
         self._hand = []
+        if self._restarts == restarts:
+            self._applied += [d for d in deliveries if (d.partition, d.id) not in rejected]
+        else:
+            self._source.again(())
         self._metrics.applied(report, deliveries, readable)
 
     def _flush_is_due(self) -> bool:
@@ -220,6 +230,7 @@ class Worker:
             self._writing = None
         if self._leaving:
             began = time.monotonic()
+            self._persist("ack", self._doubt_if_restarted)
             self._persist("ack", lambda: self._source.ack(self._leaving))
             self._leaving = []
             self._metrics.spent("ack", time.monotonic() - began)
@@ -254,8 +265,21 @@ class Worker:
         if self._on_look is not None:
             self._on_look(lag)
 
+    def _doubt_if_restarted(self) -> None:
+        """Have events handed out again whose effect a server may have forgotten.
+
+        Its file ends with a write of its last second: what is acknowledged in it has its effect in
+        it, but what was applied and is not acknowledged may be in it or not.
+        """
+        if self._restarted():
+            self._restarts += 1
+            self._applied, self._leaving = [], []
+            self._source.again(self._hand)
+            logger.warning("a Redis was started anew: what is not acknowledged is applied again")
+
     def _refresh(self) -> None:
         self._check()
+        self._doubt_if_restarted()
         self._applier.refresh()
 
     def _persist(self, step: str, call: Callable[[], T]) -> T:
@@ -264,6 +288,7 @@ class Worker:
         def attempt() -> T:
             if self._shaken:
                 self._check()
+                self._doubt_if_restarted()
                 self._shaken = False
             return call()
 

@@ -24,6 +24,7 @@ from materialize.stores.wire import Place, event_times, integers
 from materialize.stream.apply import Applier, ApplyReport
 from materialize.stream.atomic import REVISION_FIELD, STATE_FIELD, UserHashes
 from materialize.stream.offline import OfflineRows
+from materialize.stream.restarts import Restarts
 from materialize.stream.targets import StoredView
 from tests.e2e.redis_faults import Line
 from tests.repositories import INSTANT, TinyRepository, write_online
@@ -713,6 +714,7 @@ def test_on_a_cluster_steps_are_grouped_by_slot(
     assert stream.online(FIRST, users)["as_of"] == [NOON + user for user in users]
     report = apply(applier, *(consume(user, user % 12, NOON + user) for user in users))
     assert report.outcomes == {("consume", "duplicate"): len(users)}
+    assert not Restarts([UserHashes(stream.context.store).client])()
 
 
 def test_a_forgotten_script_is_loaded_again(stream: TinyStream, applier: Applier) -> None:

@@ -20,6 +20,7 @@ from materialize.stream.connect import connect, expand_url, fix_partitions, is_t
 from materialize.stream.dead_letters import DeadLetters
 from materialize.stream.keys import GROUP, config_key, dead_key, events_key
 from materialize.stream.redis_source import RedisSource
+from materialize.stream.restarts import Restarts
 from materialize.stream.source import Delivery
 from materialize.stream.status import read_lag
 from materialize.stream.writer import EventWriter
@@ -278,6 +279,8 @@ def test_a_restarted_redis_goes_on_where_it_was(tmp_path: Path) -> None:
         appended = stream.append(12)
         held = source.poll(5, 0)
         source.ack(held[:2])
+        restarted = Restarts([stream.client])
+        assert not restarted()
         process.kill()
         with pytest.raises(redis.ConnectionError) as caught:
             source.poll(5, 0)
@@ -286,6 +289,8 @@ def test_a_restarted_redis_goes_on_where_it_was(tmp_path: Path) -> None:
         found: list[Delivery] = []
         wait_until(lambda: bool(found.extend(source.poll(100, 50)) or len(found) >= 7))
         assert payloads([*held, *found]) == sorted(appended)
+        assert restarted()
+        assert not restarted()
         source.ack([*held, *found])
         assert is_done(stream)
         stream.close()

@@ -169,6 +169,21 @@ def test_what_comes_behind_the_redelivered_is_new(place: Place) -> None:
     assert {(one.partition, one.id) for one in found if one.redelivered} == ids
 
 
+def test_what_is_not_acknowledged_is_handed_out_again_when_asked_for(place: Place) -> None:
+    place.append([event(n, n) for n in range(20)])
+    source = place.source()
+    found = source.poll(8, 0)
+    source.ack(found[:3])
+    source.again(keep=found[6:])
+    later = drain(source)
+    ids = {(one.partition, one.id) for one in later if one.redelivered}
+    assert ids == {(one.partition, one.id) for one in found[3:6]}
+    assert len(later) == len({(one.partition, one.id) for one in later}) == 3 + 12
+    source.ack([*found[6:], *later])
+    lag = source.lag()
+    assert (lag.undelivered, lag.unacknowledged) == (0, 0)
+
+
 def test_acknowledging_twice_changes_nothing(place: Place) -> None:
     place.append([event(n, n) for n in range(6)])
     source = place.source()

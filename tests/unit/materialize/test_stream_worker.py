@@ -131,6 +131,7 @@ class Run:
         due_at: int = 1_000,
         stop_after: int | None = None,
         check: Callable[[], None] = lambda: None,
+        restarted: Callable[[], bool] = lambda: False,
         **settings: Any,
     ) -> None:
         self.path = folder / "events"
@@ -147,6 +148,7 @@ class Run:
             StreamSettings(**({"batch_events": 10, "linger_ms": 0} | settings)),
             self.metrics,
             check=check,
+            restarted=restarted,
             until_idle=True,
         )
 
@@ -196,6 +198,36 @@ def test_events_are_applied_while_rows_of_earlier_ones_are_written(tmp_path: Pat
     run()
     assert sorted(map(int, run.applier.applied)) == list(range(N))
     assert run.told.steps.count("flush") >= 2
+    assert run.position()["acknowledged"] == run.size
+
+
+def test_what_a_server_may_have_forgotten_is_applied_again_before_it_is_acknowledged(
+    tmp_path: Path,
+) -> None:
+    restarts = iter([True])
+
+    def restarted() -> bool:
+        if len(run.applier.applied) < N:
+            return False
+        return next(restarts, False)
+
+    run = Run(tmp_path, Told(), restarted=restarted)
+    run()
+    assert sorted(map(int, run.applier.applied)) == sorted([*range(N)] * 2)
+    assert run.position()["acknowledged"] == run.size
+
+
+def test_a_restart_while_a_micro_batch_is_finished_leaves_it_unacknowledged(tmp_path: Path) -> None:
+    told = Told(reject=[redis.ConnectionError()])
+    restarts = iter([True])
+    run = Run(
+        tmp_path,
+        told,
+        lines=["bad", *map(str, range(5))],
+        restarted=lambda: "apply" in told.steps and next(restarts, False),
+    )
+    run()
+    assert sorted(map(int, run.applier.applied)) == sorted([*range(5)] * 2)
     assert run.position()["acknowledged"] == run.size
 
 
