@@ -34,8 +34,6 @@ __all__ = ["SPACE", "Prepared", "apply_views", "note", "prepare", "serving"]
 SPACE = 1
 _ADDRESS = "PALATE_REDIS"
 _TRAINING = {"max_epochs": 1, "batch_size": 1024}
-_STREAM = {"flush_rows": 10_000}
-"""A flush keeps events waiting for as long as it takes: smaller files for fresher rows."""
 _MARK, _SNAPSHOT, _TRUTH = "prepared.json", "dump.rdb", "truth.npz"
 
 
@@ -188,7 +186,7 @@ def _write_repository(folder: Path, dataset: str, described: Path) -> Path:
     shutil.move(folder / "feature_store.redis.yaml", folder / "feature_store.yaml")
     path = folder / "palate.yaml"
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    settings |= {"dataset": str(described), "training": _TRAINING, "stream": _STREAM}
+    settings |= {"dataset": str(described), "training": _TRAINING}
     path.write_text(yaml.safe_dump(settings), encoding="utf-8")
     return folder
 

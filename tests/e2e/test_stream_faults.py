@@ -169,8 +169,8 @@ def test_faults_lose_nothing_and_apply_nothing_twice(
 def test_what_a_power_loss_takes_is_right_again_once_it_was_appended_again(
     world: World, process: RedisProcess, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Producers do not know what is gone, and append all of the last time again; workers apply again
-    what they had applied in the second that Redis forgot."""
+    """Producers do not know what is gone, and append all of the last time again; workers apply
+    again what they had applied in the second that Redis forgot."""
     with streaming(world, process, Facts(), range(401, 421)) as outcome:
         lost = 0
         for _ in range(2):
