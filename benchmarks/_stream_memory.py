@@ -52,6 +52,8 @@ def user_bytes(
             pipe.memory_usage(key, samples=0)
         answers: list[Any] = pipe.execute()
     for fields, size in zip(answers[::2], answers[1::2], strict=True):
+        if size is None:
+            continue  # comes with the replay
         sums = dict.fromkeys(taken, 0.0)
         for name, value in fields.items():
             kind = "raw"
@@ -64,7 +66,7 @@ def user_bytes(
             taken[kind].append(total)
         whole.append(size)
     means: dict[str, float] = {name: _mean(np.array(each)) for name, each in taken.items()}
-    return UserBytes(users=len(keys), **means, whole=_mean(np.array(whole)))
+    return UserBytes(users=len(whole), **means, whole=_mean(np.array(whole)))
 
 
 def _mean(each: npt.NDArray[np.float64]) -> float:
