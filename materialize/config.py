@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -142,9 +143,7 @@ class RepoSettings:
         pydantic.ValidationError
             A value is out of range.
         """
-        given = {name: value for name, value in changes.items() if value is not None}
-        job = JobSettings.model_validate(self.file.materialize.model_dump() | given)
-        return RepoSettings(self.repo, self.file.model_copy(update={"materialize": job}))
+        return self._with("materialize", changes)
 
     def with_stream(self, **changes: Any) -> RepoSettings:
         """Return the settings with other fields of ``stream:``; None keeps a field.
@@ -154,9 +153,13 @@ class RepoSettings:
         pydantic.ValidationError
             A value is out of range.
         """
+        return self._with("stream", changes)
+
+    def _with(self, section: str, changes: Mapping[str, Any]) -> RepoSettings:
+        before: BaseModel = getattr(self.file, section)
         given = {name: value for name, value in changes.items() if value is not None}
-        stream = StreamSettings.model_validate(self.file.stream.model_dump() | given)
-        return RepoSettings(self.repo, self.file.model_copy(update={"stream": stream}))
+        after = type(before).model_validate(before.model_dump() | given)
+        return RepoSettings(self.repo, self.file.model_copy(update={section: after}))
 
     @property
     def dataset_path(self) -> Path:

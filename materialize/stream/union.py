@@ -99,6 +99,7 @@ class StateUnion:
             store, flush_seconds=stream.flush_seconds, flush_rows=stream.flush_rows
         )
         self.counts = UnionCounts()
+        self._full: set[int | str] = set()
 
     def add(self, block: Block) -> None:
         """Unite what a block knows with the states of its users.
@@ -196,12 +197,22 @@ class StateUnion:
         # to a state are as of its newest pick at least.
         shown = np.full(len(block.users), _NEVER, np.int64)
         np.maximum.at(shown, states.picks.user, states.picks.ts)
-        return states.union(
+        united = states.union(
             block.not_before(shown).states(),
             longest_window=self._longest,
             floor=self._floor_day,
             max_events=self._max_events,
         )
+        for row in np.flatnonzero(united.full).tolist():
+            _log.warning(
+                "user %r has more than max_events_per_user=%s events: the batch's row stays until "
+                "no window reaches them",
+                *(block.users[row], self._max_events),
+            )
+            self._full.add(block.users[row])
+        if self._full:
+            self.counts.failed["too_many_events"] = len(self._full)
+        return united
 
 
 def _unreadable(users: Sequence[int | str], faults: dict[int, CorruptState]) -> StreamConflict:

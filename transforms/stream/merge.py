@@ -55,6 +55,8 @@ class Limits:
     floor: int | None
     max_events: int
     margin_days: int
+    refused_are_gone: bool = False
+    """Events beyond ``max_events`` are nobody's dead letters: a row without them is none."""
 
     @property
     def floor_us(self) -> int:
@@ -165,6 +167,9 @@ def merge_facts(
     left_out = step.left_out & ~early
     grown = gone.copy()
     np.maximum.at(grown, user[left_out], new.ts[left_out])
+    if limits.refused_are_gone:
+        refused = outcome == _TOO_MANY
+        np.maximum.at(grown, user[refused], new.ts[refused])
     stored = grown > gone
     first = first_at_or_after(old.ts, old.start[:-1], old.start[1:], step.keep_from)
     pushed = first > old.start[:-1]

@@ -166,8 +166,8 @@ class UserStates:
     ) -> Applied:
         """Return what both know of the same users; parameters as in ``apply``.
 
-        ``outcomes`` is empty: whose events did not enter, ``full`` says, and ``known`` whose newest
-        row cannot be made.
+        ``outcomes`` is empty: whose events did not enter, ``full`` says. These are remembered as
+        gone, so that no row is made as if the user had not had them.
 
         Raises
         ------
@@ -187,7 +187,7 @@ class UserStates:
             earliest(self.sign_up, other.sign_up),
             [],
         )
-        limits = Limits(longest_window, floor, max_events, margin_days)
+        limits = Limits(longest_window, floor, max_events, margin_days, refused_are_gone=True)
         return self._joined(new, np.maximum(self.gone, other.gone), limits)
 
     def encode(self) -> list[bytes]:

@@ -246,7 +246,12 @@ def test_more_events_than_are_kept_are_refused_whole():
     assert done.states.encode() == states.encode()
     joined = states.union(one(day(4), day(5)).states, **(KEPT | {"max_events": 4}))
     assert joined.full.tolist() == [True]
-    assert joined.states.encode() == states.encode()
+    assert joined.states.facts.per_user.tolist() == [3]
+    assert joined.changed.tolist() == [True]
+    assert not joined.states.known(LONGEST)[0], "a row without them would be another user's"
+    later = add(joined.states, [day(6)], max_events=4)
+    assert later.outcomes == [["too_late"]]
+    assert not later.activity[0]
     assert add(states, [day(4)], max_events=4).outcomes == [["applied"]]
     # What the new events push out makes room for them.
     assert add(states, [day(40), day(41)], max_events=2).outcomes == [["applied", "applied"]]
