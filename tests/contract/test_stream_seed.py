@@ -317,6 +317,25 @@ def test_a_state_that_cannot_be_read_is_an_error_and_replaced_only_by_force(
     assert len(after[0]) > len(before[0] or b"")
 
 
+def test_a_user_with_too_many_events_is_named_and_left_to_the_batch(
+    stream: TinyStream, caplog: pytest.LogCaptureFixture
+) -> None:
+    many, few = next(_IDS), next(_IDS)
+    write_clean(
+        stream,
+        [*(consume(many, k, NOON - k * DAY) for k in range(5)), consume(few, 1, NOON - DAY)],
+    )
+    context = stream.context
+    less = context.settings.with_stream(max_events_per_user=3)
+    report = seed_states(context.store, less, context.ledger, progress=False)
+    assert report.failed == {"too_many_events": 1}
+    assert f"user {many} has more than max_events_per_user=3" in caplog.text
+    report_of = apply(stream.applier(), consume(many, 7, NOON + 1), consume(few, 7, NOON + 1))
+    assert report_of.outcomes == {("consume", "too_late"): 1, ("consume", "applied"): 1}
+    found = stream.online(ACTIVITY, [many, few])["activity_as_of"]
+    assert found == [None, NOON + 1], "no row as if the one event were all"
+
+
 def test_a_seed_beside_a_stream_of_the_same_users_loses_nothing(stream: TinyStream) -> None:
     users = [next(_IDS) for _ in range(8)]
     draw = random.Random(0)  # noqa: S311 - no secret
