@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -55,18 +56,32 @@ class FeastServer:
     """The one that starts the workers."""
 
 
-_HIGHEST_PORT = 55_535
-"""Redis Cluster also listens 10,000 ports above its own."""
+_PORTS = range(10_000, 20_000)
+"""Below those that Linux gives to outgoing connections: one of them may go before a server starts.
+
+Redis Cluster also listens 10,000 ports above its own, and these are below them, too.
+"""
 
 
-def free_port() -> int:
-    """Return a TCP port on 127.0.0.1 that nothing listens on at this moment."""
+def free_port(together: int = 1) -> int:
+    """Return a TCP port that nothing listens on at this moment, nor on those behind it.
+
+    ``together`` is the number of consecutive ports that must be free.
+    """
+    chance = random.SystemRandom()  # not seeded: several processes of the suite ask side by side
     while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port <= _HIGHEST_PORT:
+        port = chance.choice(_PORTS)
+        if all(_is_free(each) for each in range(port, port + together)):
             return port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
 
 
 def find_program(*names: str) -> Path:

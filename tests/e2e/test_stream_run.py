@@ -260,7 +260,7 @@ def scraped(port: int) -> str:
 def test_workers_share_are_replaced_when_killed_and_stop_in_order(
     begun: TinyStream, client: redis.Redis, writer: EventWriter
 ) -> None:
-    project, port, users = begun.context.store.project, free_port(), range(1_000, 1_040)
+    project, port, users = begun.context.store.project, free_port(2), range(1_000, 1_040)
 
     def kill_one() -> None:
         wait_until(lambda: len(owners(begun, client)) == 2, 180)
