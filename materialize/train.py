@@ -23,6 +23,7 @@ from materialize.batch import open_source
 from materialize.config import CONFIG_FILE, RepoSettings
 from materialize.embedding_rows import ensure_readable
 from materialize.features import current_data_fingerprint, current_modalities
+from materialize.fitting import fit_encoder
 from materialize.ledger import Ledger, Space
 from materialize.source import RawSource
 from transforms.layout import RawLayout
@@ -99,11 +100,6 @@ def train_space(
     Safe to repeat: training rows and checkpoints are kept under ``data_dir/training`` until the
     space is registered, the artifact is content addressed, and the ledger row comes last.
     """
-    from encoder.export import export_artifact
-    from encoder.preprocessing import Preprocessor
-    from encoder.rows import RowSource
-    from encoder.training import train
-
     config = training_config(settings)
     dataset = settings.dataset
     modalities = current_modalities(settings.features_dir)
@@ -120,33 +116,28 @@ def train_space(
                 _log.info("space %s was trained on the same rows and settings", space.number)
                 return _trained_before(settings, space, source, folder)
     rows = _write_rows(source, folder / "rows.parquet", schema, progress=progress)
-    row_source = RowSource(folder / "rows.parquet", schema, user_column=USER_KEY)
-    preprocessor = Preprocessor.fit(schema, row_source.batches("training", config.held_out_share))
-    result = train(
-        row_source,
-        preprocessor,
+    artifact = fit_encoder(
+        folder / "rows.parquet",
+        schema,
         config,
+        modalities,
         folder / "checkpoint",
+        facts={
+            "dataset": dataset.name,
+            "cutoff": dataset.evaluation.cutoff.isoformat(),
+            "windows": list(dataset.windows),
+            "modality_version": modalities.version,
+            "raw_views": list(dict.fromkeys(c.split("__")[0] for c in schema.columns)),
+            "training_rows": rows,
+            "embedding_dim": config.model.embedding_dim,
+            "training_key": key,
+            "data_fingerprint": current_data_fingerprint(settings.features_dir),
+            **_compatibility_facts(settings),
+        },
+        data_cutoff=source.end,
         compatibility=compatibility,
         resume=resume,
         progress=progress,
-    )
-    history = [asdict(record) for record in result.history]
-    facts = {
-        "dataset": dataset.name,
-        "cutoff": dataset.evaluation.cutoff.isoformat(),
-        "windows": list(dataset.windows),
-        "modality_version": modalities.version,
-        "raw_views": list(dict.fromkeys(c.split("__")[0] for c in schema.columns)),
-        "training_rows": rows,
-        "embedding_dim": config.model.embedding_dim,
-        "best_epoch": result.best_epoch,
-        "training_key": key,
-        "data_fingerprint": current_data_fingerprint(settings.features_dir),
-        **_compatibility_facts(settings),
-    }
-    artifact = export_artifact(
-        result, config, preprocessor, modalities, dataset=facts, data_cutoff=source.end
     )
     url = ArtifactStore(settings.artifacts_url).save(artifact)
     known = {space.encoder_version for space in ledger.spaces()}
@@ -154,10 +145,12 @@ def train_space(
     served: dict[str, Any] = {"vectors": settings.file.vectors}
     if dataset.events.request_context:
         served["request_context"] = list(dataset.events.request_context)
-    space = ledger.register(artifact.encoder_version, url, facts | served)
+    facts = artifact.manifest.dataset | served
+    space = ledger.register(artifact.encoder_version, url, facts)
     _tell_other_form(settings, space)
     _finish(settings, space, source, folder)
     _log.info("space %s is encoder version %s", space.number, space.encoder_version)
+    history = artifact.manifest.training["history"]
     return TrainReport(space, rows, history, artifact.encoder_version not in known)
 
 
