@@ -224,7 +224,7 @@ def evaluate(repo: Path, space: int | None) -> None:
 @click.option("--output", type=click.Path(path_type=Path), default=Path("report.html"))
 def report(repo: Path, space: int | None, output: Path) -> None:
     """Write a self-contained HTML report of a space."""
-    from materialize.results import report_space
+    from materialize.report.space import report_space
 
     context = _context(repo)
     ledger = context.ledger

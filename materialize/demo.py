@@ -25,7 +25,8 @@ from materialize.evaluate.job import evaluate_space
 from materialize.features import build_features
 from materialize.fetch import fetch
 from materialize.meter import StepMeter
-from materialize.results import report_space, save_evaluation
+from materialize.report.space import report_space
+from materialize.results import save_evaluation
 from materialize.template import init_repository, shipped_datasets
 from materialize.train import train_space
 from materialize.validate import validate

@@ -14,7 +14,8 @@ from encoder.store import ArtifactStore
 from materialize.config import RepoSettings, load_settings
 from materialize.embedding_rows import encode_rows, ensure_readable
 from materialize.ledger import Ledger, Space
-from materialize.results import evaluation_path, report_space, save_evaluation
+from materialize.report.space import report_space
+from materialize.results import evaluation_path, save_evaluation
 from tests.encoders import tiny_artifact
 from tests.repositories import raw_rows, space_of
 from tests.unit.materialize.feature_tables import dataset, write_clean
