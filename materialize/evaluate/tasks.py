@@ -1,0 +1,100 @@
+"""The tasks of ``palate evaluate`` by name; a task's module is imported when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from materialize.config import RepoSettings
+    from materialize.evaluate.task import Task
+
+__all__ = ["TASKS", "TaskEntry", "load_task"]
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """Where a task is and what it needs.
+
+    Attributes
+    ----------
+    module, attribute : str
+        A class whose objects are tasks.
+    question : str
+        What it asks, one line for ``--help`` and tables.
+    packages : tuple of str
+        That must be importable.
+    takes_settings : bool
+        The class is called with the repository's settings instead of without arguments.
+    """
+
+    module: str
+    attribute: str
+    question: str
+    packages: tuple[str, ...] = ("torch",)
+    takes_settings: bool = False
+
+    def missing(self) -> tuple[str, ...]:
+        """Return the packages that are not installed."""
+        return tuple(name for name in self.packages if find_spec(name) is None)
+
+
+TASKS: Mapping[str, TaskEntry] = {
+    "probe": TaskEntry(
+        "materialize.evaluate.probe_task",
+        "ProbeTask",
+        "Which kinds of item will the user consume? A linear probe.",
+    ),
+    "future": TaskEntry(
+        "materialize.evaluate.future",
+        "FutureTask",
+        "Will the user consume the item in the next days? AUC and accuracy against all baselines.",
+    ),
+    "clusters": TaskEntry(
+        "materialize.evaluate.clusters",
+        "ClustersTask",
+        "Do a user's neighbours share taste, country, onboarding? nDCG@50.",
+    ),
+    "universal": TaskEntry(
+        "materialize.evaluate.universal",
+        "UniversalTask",
+        "The RecSys Challenge 2025 probe: churn, category and item propensity.",
+    ),
+    "ranking": TaskEntry(
+        "materialize.evaluate.ranking",
+        "RankingTask",
+        "Which items come next? Recall and nDCG over the whole catalogue.",
+    ),
+    "beyond": TaskEntry(
+        "materialize.evaluate.beyond",
+        "BeyondTask",
+        "Calibration, diversity, novelty, coverage, fairness.",
+    ),
+    "cost": TaskEntry(
+        "materialize.evaluate.cost",
+        "CostTask",
+        "What a downstream task pays with raw features and with the embedding.",
+        takes_settings=True,
+    ),
+}
+
+
+def load_task(name: str, settings: RepoSettings) -> Task:
+    """Return a task.
+
+    Raises
+    ------
+    ValueError
+        Unknown name.
+    ModuleNotFoundError
+        A package that it needs is missing; see ``TaskEntry.missing``.
+    """
+    if name not in TASKS:
+        raise ValueError(f"Unknown task {name!r}. Known: {', '.join(sorted(TASKS))}.")
+    entry = TASKS[name]
+    made = getattr(import_module(entry.module), entry.attribute)
+    task: Task = made(settings) if entry.takes_settings else made()
+    return task
