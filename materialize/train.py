@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from encoder.compatibility import Compatibility
     from encoder.training import TrainingConfig
 
-__all__ = ["TrainReport", "train_space", "training_config"]
+__all__ = ["TrainReport", "raw_schema", "train_space", "training_config", "write_rows"]
 
 _log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def train_space(
     config = training_config(settings)
     dataset = settings.dataset
     modalities = current_modalities(settings.features_dir)
-    schema = _layout(settings, modalities).schema(modalities.version)
+    schema = raw_schema(settings, modalities)
     compatibility = _compatibility(settings, ledger, schema, config.model.embedding_dim)
     source = open_source(store, settings, schema, end=dataset.evaluation.cutoff, history=True)
     key = _key(source, schema, asdict(config) | _compatibility_facts(settings))
@@ -115,7 +115,7 @@ def train_space(
                 ledger.register(space.encoder_version, space.artifact_url, space.facts)
                 _log.info("space %s was trained on the same rows and settings", space.number)
                 return _trained_before(settings, space, source, folder)
-    rows = _write_rows(source, folder / "rows.parquet", schema, progress=progress)
+    rows = write_rows(source, folder / "rows.parquet", schema, progress=progress)
     artifact = fit_encoder(
         folder / "rows.parquet",
         schema,
@@ -224,8 +224,10 @@ def _compatibility_facts(settings: RepoSettings) -> dict[str, Any]:
     return {} if wanted is None else {"compatibility": wanted.model_dump()}
 
 
-def _layout(settings: RepoSettings, modalities: ModalityEncoders) -> RawLayout:
-    return RawLayout.of(settings.dataset, {m.name: m.dim for m in modalities.modalities})
+def raw_schema(settings: RepoSettings, modalities: ModalityEncoders) -> FeatureSchema:
+    """Return the schema of a repository's raw features, all blocks."""
+    layout = RawLayout.of(settings.dataset, {m.name: m.dim for m in modalities.modalities})
+    return layout.schema(modalities.version)
 
 
 def _key(source: RawSource, schema: FeatureSchema, config: Mapping[str, Any]) -> str:
@@ -267,8 +269,16 @@ def _finish(settings: RepoSettings, space: Space, source: RawSource, folder: Pat
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_rows(source: RawSource, path: Path, schema: FeatureSchema, *, progress: bool) -> int:
-    """Write the training rows once, ordered, so that equal data give an equal encoder."""
+def write_rows(source: RawSource, path: Path, schema: FeatureSchema, *, progress: bool) -> int:
+    """Write the training rows once, ordered, so that equal data give an equal encoder.
+
+    Returns their number. A file that is there is kept.
+
+    Raises
+    ------
+    DataFault
+        There is no row before the source's end.
+    """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".parquet.tmp")
