@@ -67,6 +67,8 @@ class ViewTables:
     layout : RawLayout
     published : Path or None
         Folder of the views whose rows need not be made again; None: all rows are wanted.
+    users : str, optional
+        What to select the users from, in place of all clean users.
 
     Notes
     -----
@@ -80,9 +82,10 @@ class ViewTables:
         clean: CleanTables,
         layout: RawLayout,
         published: Path | None,
+        users: str | None = None,
     ) -> None:
         self._connection, self._layout, self._published = connection, layout, published
-        self._users = f"read_parquet({quoted(clean.users)})"
+        self._users = users or f"read_parquet({quoted(clean.users)})"
 
     def profiles(self) -> Iterator[pa.Table]:
         """Yield rows of ``user_profile``, one a user, valid from the sign-up on."""

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +12,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from encoder.errors import DataFault
+from materialize.evaluate.moments import label_rows, open_events
 from transforms.clean import CleanTables
 from transforms.dataset import Dataset
 
 __all__ = ["Labels", "build_labels", "training_users"]
 
-_DAY_US = 86_400_000_000
-_MAX_TIMES_PER_USER = 3
 _TRAINING_SHARE = 0.6
 
 
@@ -111,40 +107,23 @@ def build_labels(
 
     Notes
     -----
-    Targets are the ``max_targets`` most frequent among events before the cut-off. Label times:
-
-    - ``cutoff``: the cut-off, for every user with an event before it and one within the horizon.
-    - ``active_days``: 00:00 UTC of days from the cut-off on at which the user is active, where the
-      user has an earlier active day; at most three per user, chosen by a seeded hash.
+    Targets are the ``max_targets`` most frequent among events before the cut-off. For the label
+    times see ``moments.label_rows``, for the data's end ``moments.open_events``.
 
     The window of a label is open at both ends: a point-in-time join hands out what happened at the
     label time itself, so an event at that instant must not be part of the label.
-
-    A label time is used only if its whole horizon lies within the data. The data end with the last
-    UTC day that has at least a tenth of the mean number of events of a day with events: single
-    stragglers (a session that was left open, a wrong clock) do not count as data.
     """
     evaluation = dataset.evaluation
-    cutoff_us = round(evaluation.cutoff.timestamp()) * 1_000_000
-    with _connect(memory_limit_mb) as db:
-        for name, value in (
-            ("events", clean.events),
-            ("items", clean.items),
-            ("cutoff", cutoff_us),
-            ("horizon", evaluation.horizon_days * _DAY_US),
-            ("seed", seed),
-            ("max_times", _MAX_TIMES_PER_USER),
-            ("max_targets", evaluation.max_targets),
-        ):
-            db.execute("SET VARIABLE " + name + " = ?", [value])
-        db.execute(_EVENTS)
+    with open_events(dataset, clean, memory_limit_mb=memory_limit_mb, seed=seed) as db:
+        db.execute("SET VARIABLE items = ?", [clean.items])
+        db.execute("SET VARIABLE max_targets = ?", [evaluation.max_targets])
         if item_targets is None:
             db.execute(_TARGETS_FROM_TAGS)
         else:
             db.register("given_targets", item_targets)
             db.execute(_TARGETS_AS_GIVEN)
-        targets = _choose_targets(db, evaluation.cutoff.isoformat())
-        _label_rows(db, evaluation.label_times, evaluation.cutoff.isoformat())
+        targets = _choose_targets(db)
+        label_rows(db, evaluation.label_times, evaluation.cutoff.isoformat())
         rows = db.sql("SELECT user_id, us FROM label ORDER BY row").to_arrow_table()
         y = np.zeros((rows.num_rows, targets.num_rows), bool)
         for batch in db.sql(_POSITIVES).to_arrow_reader(1_000_000):
@@ -156,30 +135,13 @@ def build_labels(
         y=y,
         targets=tuple(targets.column("name").to_pylist()),
         popularity=targets.column("popularity").to_numpy(),
-        cutoff=np.datetime64(cutoff_us, "us"),
+        cutoff=np.datetime64(round(evaluation.cutoff.timestamp()), "s").astype("datetime64[us]"),
         horizon_days=evaluation.horizon_days,
     )
 
 
-@contextmanager
-def _connect(memory_limit_mb: int) -> Iterator[duckdb.DuckDBPyConnection]:
-    with tempfile.TemporaryDirectory(prefix="palate-labels-") as spill:
-        db = duckdb.connect(
-            config={"memory_limit": f"{memory_limit_mb}MB", "temp_directory": spill}
-        )
-        try:
-            yield db
-        finally:
-            db.close()
-
-
-def _choose_targets(db: duckdb.DuckDBPyConnection, cutoff: str) -> pa.Table:
+def _choose_targets(db: duckdb.DuckDBPyConnection) -> pa.Table:
     """Create table ``target`` and return its names and popularities in order."""
-    past = _scalar(db, "SELECT count(*) FROM event WHERE us < getvariable('cutoff')")
-    if past == 0:
-        raise DataFault(
-            f"evaluation.cutoff {cutoff}: no event lies before it. Choose a later instant."
-        )
     db.execute(_TARGETS)
     targets = db.sql("SELECT name, events FROM target ORDER BY target").to_arrow_table()
     if targets.num_rows == 0:
@@ -187,38 +149,12 @@ def _choose_targets(db: duckdb.DuckDBPyConnection, cutoff: str) -> pa.Table:
             "No item consumed before the cut-off has a tag, so there is nothing to predict. "
             "Map items.tags, or predict item clusters (item_targets)."
         )
+    ((past,),) = db.execute(
+        "SELECT count(*) FROM event WHERE us < getvariable('cutoff')"
+    ).fetchall()
     share = targets.column("events").to_numpy().astype(np.float64) / past
     return pa.table({"name": targets.column("name"), "popularity": share})
 
-
-def _label_rows(db: duckdb.DuckDBPyConnection, label_times: str, cutoff: str) -> None:
-    """Create table ``label``: row, user_id, us."""
-    end = _scalar(db, _DATA_END)
-    db.execute("SET VARIABLE data_end = ?", [end])
-    latest = np.datetime64(end, "us").astype("datetime64[D]")
-    if _scalar(db, "SELECT getvariable('cutoff') + getvariable('horizon')") > end:
-        raise DataFault(
-            f"evaluation.cutoff {cutoff} plus evaluation.horizon_days reaches beyond the end "
-            f"of the data ({latest} 00:00 UTC). Choose an earlier cut-off or a shorter horizon."
-        )
-    db.execute(_LABEL_ROWS[label_times])
-    if _scalar(db, "SELECT count(*) FROM label") == 0:
-        raise DataFault(
-            f"evaluation.cutoff {cutoff}, label_times {label_times!r}: no user has events both "
-            f"before and after a label time (data end {latest} 00:00 UTC). Choose another cut-off."
-        )
-
-
-def _scalar(db: duckdb.DuckDBPyConnection, query: str) -> int:
-    ((answer,),) = db.execute(query).fetchall()
-    return int(answer)
-
-
-_EVENTS = """
-CREATE VIEW event AS
-SELECT user_id, item_id, epoch_us(ts) AS us, epoch_us(ts) // 86400000000 AS day
-FROM read_parquet(getvariable('events'))
-"""
 
 _TARGETS_FROM_TAGS = """
 CREATE TABLE item_target AS
@@ -240,43 +176,6 @@ WITH past AS (
 SELECT name, events, row_number() OVER (ORDER BY events DESC, name) - 1 AS target
 FROM frequency ORDER BY target LIMIT getvariable('max_targets')
 """
-
-_DATA_END = """
-WITH daily AS (SELECT day, count(*) AS n FROM event GROUP BY day)
-SELECT (max(day) + 1) * 86400000000 FROM daily WHERE n >= 0.1 * (SELECT avg(n) FROM daily)
-"""
-
-_LABEL_ROWS = {
-    "cutoff": """
-CREATE TABLE label AS
-WITH chosen AS (
-    SELECT user_id FROM event GROUP BY user_id
-    HAVING min(us) < getvariable('cutoff') AND bool_or(
-        us > getvariable('cutoff') AND us < getvariable('cutoff') + getvariable('horizon'))
-)
-SELECT row_number() OVER (ORDER BY user_id) - 1 AS row, user_id, getvariable('cutoff') AS us
-FROM chosen
-""",
-    "active_days": """
-CREATE TABLE label AS
-WITH active AS (
-    SELECT DISTINCT user_id, day FROM event
-), past AS (
-    SELECT user_id, min(day) AS first_day FROM active GROUP BY user_id
-), ranked AS (
-    SELECT user_id, day, row_number() OVER (
-        PARTITION BY user_id ORDER BY md5(concat_ws(':', user_id, day, getvariable('seed')))
-    ) AS choice
-    FROM active JOIN past USING (user_id)
-    WHERE day > first_day
-      AND day * 86400000000 >= getvariable('cutoff')
-      AND day * 86400000000 + getvariable('horizon') <= getvariable('data_end')
-)
-SELECT row_number() OVER (ORDER BY user_id, day) - 1 AS row, user_id, day * 86400000000 AS us
-FROM ranked WHERE choice <= getvariable('max_times')
-""",
-}
-"""By ``label_times``."""
 
 _POSITIVES = """
 SELECT DISTINCT label.row AS row, target.target AS target

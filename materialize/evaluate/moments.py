@@ -1,0 +1,251 @@
+"""Which users are asked about, and at which moments: label times, newcomers, everybody known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import duckdb
+import pyarrow as pa
+
+from encoder.errors import DataFault
+from transforms.clean import CleanTables
+from transforms.dataset import Dataset
+from transforms.engine import DAY_US, arrow_table, bounded_connection, quoted
+
+__all__ = [
+    "NEWCOMER_US",
+    "Population",
+    "choose_rows",
+    "label_rows",
+    "open_events",
+    "sampled_events",
+    "user_hash",
+]
+
+Population = Literal["returning", "known"]
+"""``returning``: label rows and newcomers; ``known``: everybody known at the cut-off."""
+
+NEWCOMER_US = 4 * 3_600_000_000
+"""A newcomer is asked about so long after the first event."""
+
+_MAX_TIMES_PER_USER = 3
+_HASHES = 2**32
+
+
+@contextmanager
+def open_events(
+    dataset: Dataset,
+    clean: CleanTables,
+    *,
+    memory_limit_mb: int,
+    seed: int,
+    horizon_days: int | None = None,
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Yield a connection with the data set's events and what its moments depend on.
+
+    Views ``every_event`` and ``event`` (see ``sampled_events``; here the same): the clean events
+    and ``us``, ``day``. Variables: ``cutoff``, ``horizon``, ``data_end`` (microseconds), ``seed``,
+    ``max_times``, ``reach`` (the longest window, microseconds).
+
+    Parameters
+    ----------
+    dataset : Dataset
+    clean : CleanTables
+    memory_limit_mb : int
+        DuckDB's memory; larger intermediate results spill to a temporary folder.
+    seed : int
+        Chooses the label times of users with more than three.
+    horizon_days : int, optional
+        Default: ``evaluation.horizon_days``.
+
+    Raises
+    ------
+    DataFault
+        No event before the cut-off, or no whole horizon between the cut-off and the data's end.
+
+    Notes
+    -----
+    The data end with the last UTC day that has at least a tenth of the mean number of events of a
+    day with events: single stragglers (a session that was left open, a wrong clock) do not count.
+    """
+    evaluation = dataset.evaluation
+    cutoff, iso = round(evaluation.cutoff.timestamp()) * 1_000_000, evaluation.cutoff.isoformat()
+    with bounded_connection(memory_limit_mb) as db:
+        for name, value in (
+            ("cutoff", cutoff),
+            ("horizon", (horizon_days or evaluation.horizon_days) * DAY_US),
+            ("seed", seed),
+            ("max_times", _MAX_TIMES_PER_USER),
+            ("reach", max(dataset.windows) * DAY_US),
+        ):
+            db.execute(f"SET VARIABLE {name} = {value}")
+        db.execute(
+            "CREATE VIEW every_event AS SELECT *, epoch_us(ts) AS us, "
+            f"epoch_us(ts) // {DAY_US} AS day FROM read_parquet({quoted(clean.events)})"
+        )
+        sampled_events(db, 1.0)
+        end = _scalar(db, _DATA_END)
+        db.execute(f"SET VARIABLE data_end = {end}")
+        if _scalar(db, "SELECT count(*) FROM every_event WHERE us < getvariable('cutoff')") == 0:
+            raise DataFault(
+                f"evaluation.cutoff {iso}: no event lies before it. Choose a later instant."
+            )
+        if _scalar(db, "SELECT getvariable('cutoff') + getvariable('horizon')") > end:
+            raise DataFault(
+                f"evaluation.cutoff {iso} plus evaluation.horizon_days reaches beyond the end "
+                f"of the data ({_date(db)} 00:00 UTC). Choose an earlier cut-off or a shorter "
+                "horizon."
+            )
+        yield db
+
+
+def user_hash(user: str) -> str:
+    """Return the SQL of a user's place among all users: 32 bits, the same in every release."""
+    return f"(md5_number_lower('cohort:' || {user}::VARCHAR) % {_HASHES})"
+
+
+def sampled_events(db: duckdb.DuckDBPyConnection, share: float) -> None:
+    """Let ``event`` be the events of a share of the users: those with the smallest hashes."""
+    chosen = "" if share >= 1 else f" WHERE {user_hash('user_id')} < {round(share * _HASHES)}"
+    db.execute(f"CREATE OR REPLACE VIEW event AS SELECT * FROM every_event{chosen}")
+
+
+def label_rows(db: duckdb.DuckDBPyConnection, label_times: str, cutoff: str) -> None:
+    """Create table ``label`` (row, user_id, us) from ``event``, ordered by user id, then time.
+
+    Label times:
+
+    - ``cutoff``: the cut-off, for every user with an event before it and one within the horizon.
+    - ``active_days``: 00:00 UTC of days from the cut-off on at which the user is active, where the
+      user has an earlier active day; at most three per user, chosen by a seeded hash.
+
+    A label time is used only if its whole horizon lies within the data.
+
+    Raises
+    ------
+    DataFault
+        There is no label time.
+    """
+    db.execute(
+        "CREATE TABLE label AS SELECT row_number() OVER (ORDER BY user_id, us) - 1 AS row, "
+        f"user_id, us FROM ({_LABEL_ROWS[label_times]})"
+    )
+    if _scalar(db, "SELECT count(*) FROM label") == 0:
+        raise DataFault(
+            f"evaluation.cutoff {cutoff}, label_times {label_times!r}: no user has events both "
+            f"before and after a label time (data end {_date(db)} 00:00 UTC). Choose another "
+            "cut-off."
+        )
+
+
+def choose_rows(
+    db: duckdb.DuckDBPyConnection, label_times: str, population: Population, max_rows: int
+) -> pa.Table:
+    """Return the rows of a cohort: user_id, us, newcomer; ordered by user id, then time.
+
+    Parameters
+    ----------
+    db : connection of ``open_events``
+    label_times : {"cutoff", "active_days"}
+    population : {"returning", "known"}
+    max_rows : int
+        Users are taken whole, in the order of ``user_hash``, while their rows fit.
+
+    Notes
+    -----
+    Leaves ``event`` at the users whose hashes are small enough to hold the sample, so that rows are
+    looked for among those only: the cost of a sample of 600 million users is one pass over the
+    events' user ids and times, whatever the number of users that fit into memory.
+    """
+    users = _scalar(db, "SELECT approx_count_distinct(user_id) FROM every_event")
+    share = min(1.0, _FIRST_SHARE * max_rows / max(users, 1))
+    while True:
+        sampled_events(db, share)
+        source = _KNOWN if population == "known" else f"{_LABEL_ROWS[label_times]} {_NEWCOMERS}"
+        db.execute(f"CREATE OR REPLACE TEMP TABLE candidate AS {_CANDIDATES.format(source)}")
+        # The largest share that was tried may hold fewer rows than wanted; all of them will do.
+        if share >= 1 or _scalar(db, "SELECT count(*) FROM candidate") > max_rows:
+            break
+        share = min(1.0, share * 4)
+    return arrow_table(db, _CHOSEN.format(user_hash("user_id"), max_rows))
+
+
+def _scalar(db: duckdb.DuckDBPyConnection, query: str) -> int:
+    ((answer,),) = db.execute(query).fetchall()
+    return int(answer)
+
+
+def _date(db: duckdb.DuckDBPyConnection) -> str:
+    ((day,),) = db.execute("SELECT make_timestamp(getvariable('data_end'))::DATE").fetchall()
+    return str(day)
+
+
+_FIRST_SHARE = 8
+"""Users looked at for each row wanted, before more are."""
+
+_DATA_END = """
+WITH daily AS (SELECT day, count(*) AS n FROM every_event GROUP BY day)
+SELECT (max(day) + 1) * 86400000000 FROM daily WHERE n >= 0.1 * (SELECT avg(n) FROM daily)
+"""
+
+_LABEL_ROWS = {
+    "cutoff": """
+SELECT user_id, getvariable('cutoff') AS us
+FROM event GROUP BY user_id
+HAVING min(us) < getvariable('cutoff') AND bool_or(
+    us > getvariable('cutoff') AND us < getvariable('cutoff') + getvariable('horizon'))
+""",
+    "active_days": """
+SELECT user_id, day * 86400000000 AS us FROM (
+    SELECT user_id, day, row_number() OVER (
+        PARTITION BY user_id ORDER BY md5(concat_ws(':', user_id, day, getvariable('seed')))
+    ) AS choice
+    FROM (SELECT DISTINCT user_id, day FROM event)
+    JOIN (SELECT user_id, min(day) AS first_day FROM event GROUP BY user_id) USING (user_id)
+    WHERE day > first_day
+      AND day * 86400000000 >= getvariable('cutoff')
+      AND day * 86400000000 + getvariable('horizon') <= getvariable('data_end')
+) WHERE choice <= getvariable('max_times')
+""",
+}
+"""By ``label_times``."""
+
+_NEWCOMERS = f"""
+UNION ALL
+SELECT user_id, joined AS us
+FROM event JOIN (
+    SELECT user_id, min(us) + {NEWCOMER_US} AS joined FROM event
+    GROUP BY user_id HAVING min(us) >= getvariable('cutoff')
+) USING (user_id)
+WHERE us > joined AND us < joined + getvariable('horizon')
+  AND joined + getvariable('horizon') <= getvariable('data_end')
+GROUP BY user_id, joined
+"""
+
+_KNOWN = """
+SELECT user_id, getvariable('cutoff') AS us FROM event
+WHERE us < getvariable('cutoff') AND us >= getvariable('cutoff') - getvariable('reach')
+GROUP BY user_id
+"""
+
+_CANDIDATES = f"""
+WITH found AS (SELECT DISTINCT user_id, us FROM ({{}})), first AS (
+    SELECT user_id, min(us) AS first_us FROM event GROUP BY user_id
+)
+SELECT user_id, us,
+    first_us >= getvariable('cutoff') AND us = first_us + {NEWCOMER_US} AS newcomer
+FROM found JOIN first USING (user_id)
+"""
+
+_CHOSEN = """
+WITH per_user AS (
+    SELECT user_id, {0} AS place, count(*) AS n FROM candidate GROUP BY user_id
+), running AS (
+    SELECT user_id, sum(n) OVER (ORDER BY place, user_id) AS total FROM per_user
+)
+SELECT user_id, us, newcomer FROM candidate
+SEMI JOIN (SELECT user_id FROM running WHERE total <= {1}) USING (user_id)
+ORDER BY user_id, us
+"""
