@@ -1,0 +1,1 @@
+"""Studies: encoders trained with one thing changed each, judged side by side."""
