@@ -7,11 +7,12 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
@@ -269,10 +270,18 @@ def _finish(settings: RepoSettings, space: Space, source: RawSource, folder: Pat
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_rows(source: RawSource, path: Path, schema: FeatureSchema, *, progress: bool) -> int:
+def write_rows(
+    source: RawSource,
+    path: Path,
+    schema: FeatureSchema,
+    *,
+    progress: bool,
+    keep: Callable[[pa.RecordBatch], pa.RecordBatch] | None = None,
+) -> int:
     """Write the training rows once, ordered, so that equal data give an equal encoder.
 
-    Returns their number. A file that is there is kept.
+    Returns their number. A file that is there is kept. ``keep`` returns the rows of a batch that
+    are wanted; None: all.
 
     Raises
     ------
@@ -288,11 +297,11 @@ def write_rows(source: RawSource, path: Path, schema: FeatureSchema, *, progress
             total=source.count(), desc="training rows", unit="row", disable=not progress
         ) as bar:
             for batch in source.batches(batch_rows=_ROW_GROUP, ordered=True):
-                rows = batch.select(columns)
+                rows = (batch if keep is None else keep(batch)).select(columns)
                 if writer is None:
                     writer = pq.ParquetWriter(temporary, rows.schema, compression="zstd")
                 writer.write_batch(rows, row_group_size=_ROW_GROUP)
-                bar.update(rows.num_rows)
+                bar.update(batch.num_rows)
         if writer is None:
             raise DataFault(
                 f"No raw feature row lies before the cut-off {source.end.isoformat()}. "
