@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from encoder.metrics import AucReplicates, Interval, bootstrap_auc
+from encoder.metrics import AucReplicates, bootstrap_auc
+from encoder.resampling import Interval
 from materialize.context import Context
 from materialize.evaluate.job import repository_labels
 from materialize.evaluate.labels import Labels, training_users

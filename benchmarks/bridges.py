@@ -36,7 +36,8 @@ import yaml
 
 from benchmarks.harness import Record, compare, run_isolated, write_results
 from encoder.alignment import OrthogonalMap, cosines, neighbour_overlap, orthogonal_map
-from encoder.metrics import AucReplicates, Interval, bootstrap_auc, bootstrap_mean
+from encoder.metrics import AucReplicates, bootstrap_auc, bootstrap_mean
+from encoder.resampling import Interval
 
 SEED = 0
 NIGHTS = 3

@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
-from scipy.stats import rankdata
+
+from encoder.resampling import (
+    Interval,
+    auc,
+    auc_replicates,
+    mean_replicates,
+    user_draws,
+)
 
 __all__ = [
     "AucReplicates",
-    "Interval",
+    "auc_by_group",
     "auc_macro",
     "auc_micro",
     "auc_per_target",
+    "best_threshold",
     "bootstrap_auc",
     "bootstrap_mean",
 ]
-
-_BINS = 8192
-"""Resamples see scores through so many equally filled bins (see ``bootstrap_auc``)."""
-
-_CELLS_PER_CHUNK = 2**24
-"""Resamples are drawn in chunks of at most so many user weights: 64 MiB of float32."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A figure with its 95% bootstrap percentile interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def to_dict(self) -> dict[str, float | None]:
-        """Return plain JSON types: NaN, which JSON does not know, becomes None."""
-        figures = {"value": self.value, "low": self.low, "high": self.high}
-        return {name: None if np.isnan(x) else x for name, x in figures.items()}
 
 
 @dataclass(frozen=True)
@@ -63,12 +48,12 @@ class AucReplicates:
     @property
     def micro_interval(self) -> Interval:
         """Micro AUC with its interval."""
-        return _interval(self.micro, self.micro_replicates)
+        return Interval.of(self.micro, self.micro_replicates)
 
     @property
     def macro_interval(self) -> Interval:
         """Macro AUC with its interval."""
-        return _interval(self.macro, self.macro_replicates)
+        return Interval.of(self.macro, self.macro_replicates)
 
     def minus(self, other: AucReplicates) -> AucReplicates:
         """Return the paired difference to another model that saw the same resamples."""
@@ -105,18 +90,101 @@ def auc_micro(y: npt.ArrayLike, scores: npt.ArrayLike) -> float:
     0.6666666666666666
     """
     labels, values = _checked(y, scores)
-    return _auc(labels.ravel(), values.ravel())
+    return auc(labels.ravel(), values.ravel())
 
 
 def auc_per_target(y: npt.ArrayLike, scores: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Return each target's ROC AUC, float64 (n_targets,); NaN where a target has one class only."""
     labels, values = _checked(y, scores)
-    return np.array([_auc(labels[:, t], values[:, t]) for t in range(labels.shape[1])])
+    return np.array([auc(labels[:, t], values[:, t]) for t in range(labels.shape[1])])
 
 
 def auc_macro(y: npt.ArrayLike, scores: npt.ArrayLike) -> float:
     """Return the mean ROC AUC over the targets that have both classes; NaN when none has."""
     return float(_mean_of_defined(auc_per_target(y, scores)[:, None])[0])
+
+
+def auc_by_group(
+    y: npt.ArrayLike, scores: npt.ArrayLike, group: npt.ArrayLike, n_groups: int
+) -> npt.NDArray[np.float64]:
+    """Return the ROC AUC inside each group of flat pairs, float64 (n_groups,).
+
+    Parameters
+    ----------
+    y : bool (n_pairs,)
+    scores : float (n_pairs,), finite
+    group : int (n_pairs,)
+        Whose pair it is, 0 to ``n_groups - 1``; for example the row of a (row, item) pair.
+    n_groups : int
+
+    Returns
+    -------
+    float64 (n_groups,)
+        NaN where a group has no positive or no negative.
+
+    Examples
+    --------
+    >>> auc_by_group([True, False, True, False, False], [2, 1, 0, 0, 1], [0, 0, 1, 1, 1], 3)
+    array([1.  , 0.25,  nan])
+    """
+    labels, values, owner = np.asarray(y, bool), np.asarray(scores), np.asarray(group)
+    order = np.lexsort((values, owner))
+    owner, values, labels = owner[order], values[order], labels[order]
+    n = len(owner)
+    changed = np.ones(n, bool)  # where a run of equal (group, score) begins
+    changed[1:] = (owner[1:] != owner[:-1]) | (values[1:] != values[:-1])
+    run = np.cumsum(changed) - 1
+    begins = np.flatnonzero(changed)
+    ends = np.append(begins[1:], n)
+    rank = ((begins + 1 + ends) / 2)[run]  # mid-rank among all pairs, ties averaged
+    size = np.bincount(owner, minlength=n_groups)
+    before = np.cumsum(size) - size
+    positives = np.bincount(owner, labels, n_groups)
+    rank_sum = np.bincount(owner, labels * (rank - before[owner]), n_groups)
+    pairs = positives * (size - positives)
+    ordered = rank_sum - positives * (positives + 1) / 2
+    found = np.full(n_groups, np.nan)
+    np.divide(ordered, pairs, out=found, where=pairs > 0)
+    return found
+
+
+def best_threshold(y: npt.ArrayLike, scores: npt.ArrayLike) -> float:
+    """Return the score from which on "yes" is right most often, both classes counting the same.
+
+    Parameters
+    ----------
+    y : bool (n_pairs,), both classes
+    scores : float (n_pairs,), finite
+        Of the pairs that the threshold is chosen on; accuracy belongs on others.
+
+    Returns
+    -------
+    float
+        Halfway between two neighbouring scores; a pair is a "yes" where its score is not below it.
+        -inf: always yes, inf: never.
+
+    Raises
+    ------
+    ValueError
+        One class only.
+
+    Examples
+    --------
+    >>> best_threshold([False, False, True, True], [0.1, 0.4, 0.6, 0.9])
+    0.5
+    """
+    labels, values = np.asarray(y, bool), np.asarray(scores, np.float64)
+    if labels.all() or not labels.any():
+        raise ValueError(f"{len(labels)} pairs of one class given, both are expected.")
+    order = np.argsort(values, kind="stable")
+    labels, values = labels[order], values[order]
+    # Share of negatives below position k plus share of positives from it on.
+    negative = np.append(0, np.cumsum(~labels)) / (~labels).sum()
+    positive = 1 - np.append(0, np.cumsum(labels)) / labels.sum()
+    edges = np.concatenate([[-np.inf], (values[1:] + values[:-1]) / 2, [np.inf]])
+    # Between two equal scores there is no threshold.
+    apart = np.concatenate([[True], values[1:] > values[:-1], [True]])
+    return float(edges[np.argmax(np.where(apart, negative + positive, -1.0))])
 
 
 def bootstrap_auc(
@@ -142,42 +210,27 @@ def bootstrap_auc(
 
     Notes
     -----
-    A resample is a vector of multinomial user weights, and its AUC is the weighted AUC. Weights of
-    positives and negatives are summed per score bin by one sparse product for many resamples at a
-    time, then accumulated over the bins: O(n_rows * n_targets) per resample, no sorting. Equal
-    scores always share a bin. With at most 8192 distinct scores the replicates are exact; above,
-    pairs inside one bin count as ties, which moves a replicate by at most half the share of such
-    pairs (below 1 / (2 * 8192 * share of negatives)). The values on all rows are always exact. A
-    target that loses a class in a resample is left out of that resample's macro mean.
+    Replicates are those of ``encoder.resampling.auc_replicates``; the values on all rows are always
+    exact. A target that loses a class in a resample is left out of that resample's macro mean.
 
     References
     ----------
     Efron and Tibshirani (1993), An Introduction to the Bootstrap, chapter 13 (percentile interval).
-    Field and Welsh (2007), Bootstrapping clustered data (resampling whole clusters).
     """
     labels, values = _checked(y, scores)
     n_rows, n_targets = labels.shape
     owners = np.asarray(users)
     if owners.shape != (n_rows,):
         raise ValueError(f"users of shape {owners.shape} given, ({n_rows},) expected.")
-    if n_resamples < 2:
-        raise ValueError(f"n_resamples {n_resamples} given, at least 2 expected.")
-    if not np.isfinite(values).all():
-        raise ValueError("Scores with NaN or infinity were given, finite ones are expected.")
-    names, owner = np.unique(owners, return_inverse=True)
-    targets = [
-        _bin_by_user(labels[:, t], values[:, t], owner, len(names)) for t in range(n_targets)
-    ]
-    pooled = _bin_by_user(labels.ravel(), values.ravel(), np.repeat(owner, n_targets), len(names))
-    micro, macro = [], []
-    for weights in _user_weights(len(names), n_resamples, seed):  # (n_users, chunk)
-        micro.append(_weighted_auc(pooled, weights))
-        macro.append(_mean_of_defined(np.stack([_weighted_auc(b, weights) for b in targets])))
+    draws = user_draws(owners, n_resamples, seed)
+    pairs = draws.take(np.repeat(np.arange(n_rows), n_targets))
+    micro = auc_replicates(labels.ravel(), values.ravel(), pairs)
+    targets = [auc_replicates(labels[:, t], values[:, t], draws) for t in range(n_targets)]
     return AucReplicates(
-        auc_micro(labels, values),
-        auc_macro(labels, values),
-        np.concatenate(micro),
-        np.concatenate(macro),
+        micro.value,
+        float(_mean_of_defined(np.array([[t.value] for t in targets]))[0]),
+        micro.replicates,
+        _mean_of_defined(np.stack([t.replicates for t in targets])),
     )
 
 
@@ -199,12 +252,7 @@ def bootstrap_mean(values: npt.ArrayLike, *, n_resamples: int = 500, seed: int =
     each = np.asarray(values, np.float64)
     if each.ndim != 1 or not each.size or not np.isfinite(each).all():
         raise ValueError(f"Values of shape {each.shape} given, finite (n_users,) expected.")
-    if n_resamples < 2:
-        raise ValueError(f"n_resamples {n_resamples} given, at least 2 expected.")
-    replicates = np.concatenate(
-        [each @ weights for weights in _user_weights(len(each), n_resamples, seed)]
-    )
-    return _interval(float(each.mean()), replicates / len(each))
+    return mean_replicates(each, user_draws(np.arange(len(each)), n_resamples, seed)).interval
 
 
 def _checked(
@@ -219,77 +267,10 @@ def _checked(
     return labels, values
 
 
-def _auc(y: npt.NDArray[np.bool_], scores: npt.NDArray[np.floating]) -> float:
-    positives = int(y.sum())
-    negatives = len(y) - positives
-    if positives == 0 or negatives == 0:
-        return float("nan")
-    rank_sum = float(rankdata(scores)[y].sum())
-    return (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
-
-
-def _bin_by_user(
-    y: npt.NDArray[np.bool_],
-    scores: npt.NDArray[np.floating],
-    owner: npt.NDArray[np.intp],
-    n_users: int,
-) -> sparse.csr_matrix:
-    """Return how many rows each user has in each score bin: (2 * n_bins, n_users).
-
-    Negatives stand in the first ``n_bins`` rows, positives in the rest; bins ascend with the score.
-    """
-    _, level, size = np.unique(scores, return_inverse=True, return_counts=True)
-    bin_of_level = np.arange(len(size))
-    if len(size) > _BINS:
-        below = np.cumsum(size) - size
-        bin_of_level = below * _BINS // len(scores)
-    n_bins = int(bin_of_level[-1]) + 1
-    rows = bin_of_level[level] + n_bins * y
-    ones = np.ones(len(rows), np.float32)
-    return sparse.csr_matrix((ones, (rows, owner)), shape=(2 * n_bins, n_users))
-
-
-def _user_weights(n_users: int, n_resamples: int, seed: int) -> Iterator[npt.NDArray[np.float32]]:
-    """Yield how often each user was drawn: float32 (n_users, chunk), ``n_resamples`` in all."""
-    rng = np.random.default_rng(seed)
-    chunk = max(1, min(n_resamples, _CELLS_PER_CHUNK // n_users))
-    for start in range(0, n_resamples, chunk):
-        weights = np.empty((n_users, min(chunk, n_resamples - start)), np.float32)
-        for b in range(weights.shape[1]):
-            drawn = rng.integers(0, n_users, n_users)
-            weights[:, b] = np.bincount(drawn, minlength=n_users)
-        yield weights
-
-
-def _weighted_auc(
-    bins: sparse.csr_matrix, weights: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float64]:
-    """Return the AUC of each weight column, float64 (chunk,); NaN where a class has no weight."""
-    per_bin = bins @ weights  # (2 * n_bins, chunk); float32 is exact for counts below 2**24
-    negative, positive = np.split(np.asarray(per_bin, np.float64), 2)
-    below = np.cumsum(negative, axis=0)
-    below -= negative / 2  # ties count half
-    ordered = np.einsum("kb,kb->b", positive, below)
-    pairs = positive.sum(axis=0) * negative.sum(axis=0)
-    return _ratio(ordered, pairs)
-
-
 def _mean_of_defined(per_target: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return the mean over targets (axis 0) without NaN; NaN where all are NaN."""
     defined = ~np.isnan(per_target)
-    return _ratio(np.where(defined, per_target, 0.0).sum(axis=0), defined.sum(axis=0))
-
-
-def _ratio(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Return ``part / whole``, NaN where ``whole`` is zero."""
-    ratio = np.full(len(whole), np.nan)
-    np.divide(part, whole, out=ratio, where=whole > 0)
-    return ratio
-
-
-def _interval(value: float, replicates: npt.NDArray[np.float64]) -> Interval:
-    defined = replicates[~np.isnan(replicates)]
-    if np.isnan(value) or not defined.size:
-        return Interval(value, float("nan"), float("nan"))
-    low, high = np.percentile(defined, [2.5, 97.5])
-    return Interval(value, float(low), float(high))
+    mean = np.full(per_target.shape[1], np.nan)
+    total = np.where(defined, per_target, 0.0).sum(axis=0)
+    np.divide(total, defined.sum(axis=0), out=mean, where=defined.any(axis=0))
+    return mean

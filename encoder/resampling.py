@@ -34,6 +34,9 @@ _CELLS_PER_CHUNK = 2**22
 _KEPT_CELLS = 2**26
 """Up to so many weights are kept as bytes (64 MiB); more are drawn again for each figure."""
 
+_STEP = 0x9E3779B97F4A7C15
+"""SplitMix64's increment."""
+
 _POISSON = np.cumsum(np.exp(-1.0) / np.cumprod(np.concatenate([[1.0], np.arange(1.0, 13.0)])))
 """Distribution function of a Poisson variable of mean 1 at 0..12; beyond lies 6e-11."""
 
@@ -84,7 +87,7 @@ class Replicates:
 
     @classmethod
     def of(cls, figures: npt.NDArray[np.float64]) -> Replicates:
-        """Return the replicates of what was computed from ``resampled_sums``, (1 + n_resamples,)."""
+        """Return the figure and replicates of (1 + n_resamples,), made of ``resampled_sums``."""
         return cls(float(figures[0]), np.asarray(figures[1:], np.float64))
 
     def minus(self, other: Replicates) -> Replicates:
@@ -114,7 +117,8 @@ class Draws:
     id, the seed and ``b`` alone. So it does not depend on which other users there are: figures of
     two models, two groups or two samples that share users are paired as far as they share them.
 
-    State: the weights are drawn on first use and kept, one byte each, where they are 64 MiB or less.
+    State: the weights are drawn on first use and kept, one byte each, where they take 64 MiB or
+    less; objects made by ``take`` share them.
 
     Attributes
     ----------
@@ -142,14 +146,16 @@ class Draws:
         return len(np.unique(self.owner))
 
     def take(self, rows: npt.NDArray[Any]) -> Draws:
-        """Return the draws of some rows, or of (row, item) pairs: ``rows`` may repeat or be a mask.
+        """Return the draws of some rows, or of (row, item) pairs.
 
-        The weights are shared with this object, so that taking costs nothing.
+        Parameters
+        ----------
+        rows : int (n_taken,), which may repeat, or bool (n_rows,)
         """
         return Draws(self.owner[rows], self.keys, self.n_resamples, self.seed, self._kept)
 
     def weights(self) -> Iterator[npt.NDArray[np.float32]]:
-        """Yield weights float32 (n_keys, chunk), ``n_resamples`` columns in all, always the same."""
+        """Yield weights float32 (n_keys, chunk): ``n_resamples`` columns, the same always."""
         n_users = len(self.keys)
         chunk = max(1, min(self.n_resamples, _CELLS_PER_CHUNK // max(n_users, 1)))
         keep = n_users * self.n_resamples <= _KEPT_CELLS
@@ -336,11 +342,12 @@ def _per_user(values: Any, draws: Draws) -> npt.NDArray[np.float64]:
 
 def _drawn(keys: npt.NDArray[np.uint64], seed: int, start: int, end: int) -> npt.NDArray[np.uint8]:
     """Return Poisson weights uint8 (n_keys, end - start) of resamples ``start`` to ``end``."""
-    step = np.uint64(0x9E3779B97F4A7C15)
+    # Arrays and not scalars: their products wrap around without a warning.
+    steps = np.arange(start + 1, end + 1, dtype=np.uint64) * np.uint64(_STEP)
+    salted = _mixed(keys ^ _mixed(np.array([seed + _STEP]).astype(np.uint64)))
     weights = np.empty((len(keys), end - start), np.uint8)
-    salted = _mixed(keys ^ _mixed(np.array([seed], np.int64).astype(np.uint64) + step))
-    for column, b in enumerate(range(start, end)):
-        bits = _mixed(salted + np.uint64(b + 1) * step)
+    for column, step in enumerate(steps[:, None]):
+        bits = _mixed(salted + step)
         uniform = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
         weights[:, column] = np.searchsorted(_POISSON, uniform, side="right")
     return weights
@@ -371,7 +378,9 @@ def _bin_by_user(
     return sparse.csr_array((ones, (rows, draws.owner)), shape=(2 * n_bins, len(draws.keys)))
 
 
-def _weighted_auc(bins: sparse.csr_array, weights: npt.NDArray[np.float32]) -> Any:
+def _weighted_auc(
+    bins: sparse.csr_array, weights: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float64]:
     """Return the AUC of each weight column, float64 (chunk,); NaN where a class has no weight."""
     per_bin = bins @ weights  # (2 * n_bins, chunk); float32 is exact for counts below 2**24
     negative, positive = np.split(np.asarray(per_bin, np.float64), 2)

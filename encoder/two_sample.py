@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from encoder.metrics import Interval, bootstrap_auc
+from encoder.metrics import bootstrap_auc
+from encoder.resampling import Interval
 
 __all__ = ["LEAST_USERS", "two_sample_auc"]
 

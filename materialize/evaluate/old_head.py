@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from encoder.errors import DataFault
-from encoder.metrics import AucReplicates, Interval, bootstrap_auc
+from encoder.metrics import AucReplicates, bootstrap_auc
+from encoder.resampling import Interval
 from materialize.evaluate.labels import Labels, training_users
 
 __all__ = ["OldHeadReport", "judge_old_head"]

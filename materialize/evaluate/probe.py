@@ -12,7 +12,8 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from encoder.errors import EvaluationFault
-from encoder.metrics import AucReplicates, Interval, auc_per_target, bootstrap_auc
+from encoder.metrics import AucReplicates, auc_per_target, bootstrap_auc
+from encoder.resampling import Interval
 from materialize.evaluate.checks import check_no_leak, check_rows
 from materialize.evaluate.labels import Labels, training_users
 

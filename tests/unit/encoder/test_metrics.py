@@ -9,8 +9,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import roc_auc_score
 
-from encoder import metrics
-from encoder.metrics import auc_macro, auc_micro, auc_per_target, bootstrap_auc
+from encoder import resampling
+from encoder.metrics import (
+    auc_by_group,
+    auc_macro,
+    auc_micro,
+    auc_per_target,
+    best_threshold,
+    bootstrap_auc,
+)
+from encoder.resampling import auc, user_draws
 
 # Rows a..d, targets 0 and 1.
 Y = np.array([[1, 0], [0, 0], [1, 1], [0, 1]], bool)
@@ -48,16 +56,48 @@ def test_auc_equals_scikit_learn_with_ties(y: Any, seed: int, data: st.DataObjec
         assert auc_micro(y, s) == pytest.approx(roc_auc_score(y.ravel(), s.ravel()), abs=1e-12)
 
 
+def test_auc_inside_groups_of_a_hand_computed_case() -> None:
+    # Group 0: positives .9 .2, negatives .9 .1: .5 + 1 + 0 + 1 = 2.5 of 4. Group 1: no negative.
+    # Group 2: positive .3, negatives .3 .3 .1: .5 + .5 + 1 = 2 of 3. Group 3: no pair at all.
+    group = np.array([2, 0, 1, 0, 2, 0, 2, 0, 2])
+    y = np.array([1, 1, 1, 0, 0, 1, 0, 0, 0], bool)
+    s = np.array([0.3, 0.9, 0.5, 0.9, 0.3, 0.2, 0.3, 0.1, 0.1])
+    found = auc_by_group(y, s, group, 4)
+    assert found == pytest.approx([2.5 / 4, np.nan, 2 / 3, np.nan], nan_ok=True)
+
+
+@given(st.integers(0, 2**32), st.integers(1, 60), st.integers(1, 6))
+def test_auc_inside_groups_equals_the_auc_of_each_group(seed: int, n: int, levels: int) -> None:
+    rng = np.random.default_rng(seed)
+    y, group = rng.random(n) < 0.4, rng.integers(0, 5, n)
+    s = rng.integers(0, levels, n) / 4
+    expected = [auc(y[group == g], s[group == g]) for g in range(5)]
+    assert auc_by_group(y, s, group, 5) == pytest.approx(expected, nan_ok=True, abs=1e-12)
+
+
+def test_threshold_of_a_hand_computed_case_weighs_both_classes_the_same() -> None:
+    # Scores .1n .2n .3p .4n .5p .6n .7n .8n: shares right below and above each edge:
+    # .25 (between .2n and .3p): 2/6 of the negatives + 2/2 of the positives = 8/6: the most;
+    # .45 (between .4n and .5p): 3/6 + 1/2 = 6/6; -inf: 0 + 1; inf: 1 + 0.
+    y = np.array([0, 0, 1, 0, 1, 0, 0, 0], bool)
+    assert best_threshold(y, np.arange(1, 9) / 10) == pytest.approx(0.25)
+
+
+def test_no_threshold_parts_equal_scores() -> None:
+    # Between the two .5 nothing can be told: all yes and none yes are both half right.
+    assert best_threshold([False, True], [0.5, 0.5]) == -np.inf
+    with pytest.raises(ValueError, match="2 pairs of one class"):
+        best_threshold([True, True], [0.5, 0.6])
+
+
 def _by_repeating_rows(
     y: Any, s: Any, users: Any, n_resamples: int, seed: int
 ) -> tuple[list[float], list[float]]:
-    """Draw users as ``bootstrap_auc`` does, build each resample row by row, and take its AUC."""
-    names = np.unique(users)
-    rng = np.random.default_rng(seed)
+    """Build each resample row by row, each user as often as it is drawn, and take its AUC."""
+    draws = user_draws(users, n_resamples, seed)
     micro, macro = [], []
-    for _ in range(n_resamples):
-        drawn = names[rng.integers(0, len(names), len(names))]
-        rows = np.concatenate([np.flatnonzero(users == u) for u in drawn])
+    for weights in np.concatenate(list(draws.weights()), axis=1).T:
+        rows = np.repeat(np.arange(len(users)), weights[draws.owner].astype(int))
         micro.append(auc_micro(y[rows], s[rows]))
         macro.append(auc_macro(y[rows], s[rows]))
     return micro, macro
@@ -89,19 +129,10 @@ def test_target_that_loses_a_class_is_left_out_of_that_resample() -> None:
     assert found.macro_replicates == pytest.approx(macro, abs=1e-12)
 
 
-def test_chunks_of_resamples_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    y, s, users = _planted(60, np.random.default_rng(3))
-    whole = bootstrap_auc(y, s, users, n_resamples=10, seed=1)
-    monkeypatch.setattr(metrics, "_CELLS_PER_CHUNK", 100)
-    parts = bootstrap_auc(y, s, users, n_resamples=10, seed=1)
-    assert np.array_equal(whole.micro_replicates, parts.micro_replicates)
-    assert np.array_equal(whole.macro_replicates, parts.macro_replicates)
-
-
 def test_binned_replicates_stay_within_the_stated_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     y, s, users = _planted(3000, np.random.default_rng(4))
     exact = bootstrap_auc(y, s, users, n_resamples=8, seed=1)
-    monkeypatch.setattr(metrics, "_BINS", 64)
+    monkeypatch.setattr(resampling, "_BINS", 64)
     binned = bootstrap_auc(y, s, users, n_resamples=8, seed=1)
     bound = 1 / (2 * 64 * (1 - y.mean(axis=0).max()))
     assert 0 < np.abs(binned.macro_replicates - exact.macro_replicates).max() < bound
