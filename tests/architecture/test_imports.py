@@ -51,6 +51,7 @@ TORCH_ON_LOAD = {
     "encoder/progress.py",
     "encoder/training.py",
     "encoder/training_config.py",
+    "encoder/universal_probe.py",
 }
 FEAST_ON_LOAD = {
     # Declarations are Feast objects.
