@@ -125,11 +125,11 @@ class Cohort:
     groups : mapping of str to bool (n_rows,)
         ``all``; ``established`` (20 events or more); ``cold`` (10 or fewer, or a newcomer);
         ``newcomer`` (moment = first event + 4 hours, first event from the cut-off on); where the
-        data have onboarding picks also ``newcomer_onboarded`` and ``newcomer_skipped``. A group
-        without rows is left out.
+        data have onboarding picks also ``newcomer_onboarded`` and ``newcomer_skipped``. No
+        newcomer is established. A group without rows is left out.
     profile : mapping of str to object (n_rows,) of str
-        Category columns of the profile and context columns, as known at the moment, "" for
-        unknown: for clustering, fairness and maps.
+        By name of the schema's category blocks (``profile_country``, ``context_device``): as known
+        at the moment, "" for unknown; for clustering, fairness and maps.
     history : csr_array float32 (n_rows, n_items)
         Sum of the weights of all the user's events up to the moment, by item of the catalogue.
     future : csr_array bool (n_rows, n_items)
@@ -148,9 +148,8 @@ class Cohort:
         Distinct items among them that are not in the catalogue: what no item-level task can see.
     catalogue : Catalogue
     past : csr_array float32 (n_past_users, n_items)
-        Weights of events before the cut-off: what matrix factorisation is fitted on. A sample of
-        users by the same stable hash as the cohort's, which it contains: at most 50,000 users and
-        5 million events.
+        Weights of events before the cut-off: what matrix factorisation is fitted on. All users, or
+        a sample in the order of the same stable hash: at most 50,000 users with 5 million events.
     past_users : (n_past_users,)
     sequences : pyarrow.Table
         user_id, item (int32, position in the catalogue), ts (timestamp[us, UTC]): the newest 500
@@ -233,8 +232,12 @@ class Cohort:
         """
         name = column(ACTIVITY, "pooled")
         widths = {name: self.schema.array_columns[name]}
-        pooled = batch_from_arrow(self.raw, widths, {}, ()).columns[name].values
-        return np.concatenate([pooled[:, at : at + width] for at, width in self.layout], axis=1)
+        parts = []
+        for start in range(0, len(self), _ROWS):
+            rows = self.raw.slice(start, _ROWS)
+            pooled = batch_from_arrow(rows, widths, {}, ()).columns[name].values
+            parts.append(np.concatenate([pooled[:, a : a + w] for a, w in self.layout], axis=1))
+        return np.concatenate(parts)
 
     def known_users(self, horizon_days: int | None = None) -> Cohort:
         """Return every known user at the cut-off, whether the user comes back or not.
@@ -279,7 +282,7 @@ def _narrowed(batch: RawBatch, schema: FeatureSchema) -> RawBatch:
     """Return the columns that ``schema`` reads, as wide as it reads them (it may lack blocks)."""
     columns: dict[str, Any] = {}
     for name, width in (schema.array_columns | schema.text_columns).items():
-        whole = batch.columns[name]
+        whole: Any = batch.columns[name]
         columns[name] = replace(whole, values=whole.values[:, :width])
     for name in (*schema.as_of_columns, *schema.modality_columns):
         columns[name] = batch.columns[name]
