@@ -238,9 +238,8 @@ def _judge(
 ) -> list[Measurement]:
     everybody = np.ones(len(setting.rows), bool)
     among = {name: likeness.known for name, likeness in setting.likenesses.items()}
-    near = nearest_others(
-        unit_rows(vectors), setting.queries, NEIGHBOURS, {_ALL: everybody, **among}
-    )
+    among[_ALL] = everybody
+    near = nearest_others(unit_rows(vectors), setting.queries, NEIGHBOURS, among)
     found: list[Measurement] = []
 
     def keep(metric: str, group: str, figure: Replicates, rows: npt.NDArray[np.bool_]) -> None:

@@ -69,7 +69,7 @@ class SharedGroup:
     def gains(self, queries: Int64, neighbours: Int64) -> Float64:
         """Return 1 where a neighbour has the query's value."""
         same = self.codes[neighbours] == self.codes[queries][:, None]
-        return (same & (neighbours >= 0)).astype(np.float64)
+        return np.asarray(same & (neighbours >= 0), np.float64)
 
     def best(self, queries: Int64, k: int) -> Float64:
         """Return as many ones as there are others with the query's value, at most k."""
