@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 __all__ = ["TASKS", "TaskEntry", "load_task"]
 
 
+_EXTRAS = {"fairlearn": "evaluate", "torch": "train"}
+"""Package -> the extra that brings it."""
+
+
 @dataclass(frozen=True)
 class TaskEntry:
     """Where a task is and what it needs.
@@ -37,9 +41,13 @@ class TaskEntry:
     packages: tuple[str, ...] = ("torch",)
     takes_settings: bool = False
 
-    def missing(self) -> tuple[str, ...]:
-        """Return the packages that are not installed."""
-        return tuple(name for name in self.packages if find_spec(name) is None)
+    def unavailable(self) -> str | None:
+        """Return what to install before the task can run, or None: it can."""
+        missing = [name for name in self.packages if find_spec(name) is None]
+        if not missing:
+            return None
+        extras = ",".join(dict.fromkeys(_EXTRAS[name] for name in missing))
+        return f"{', '.join(missing)} not installed: pip install 'palate[{extras}]'"
 
 
 TASKS: Mapping[str, TaskEntry] = {
@@ -90,7 +98,7 @@ def load_task(name: str, settings: RepoSettings) -> Task:
     ValueError
         Unknown name.
     ModuleNotFoundError
-        A package that it needs is missing; see ``TaskEntry.missing``.
+        A package that it needs is missing; see ``TaskEntry.unavailable``.
     """
     if name not in TASKS:
         raise ValueError(f"Unknown task {name!r}. Known: {', '.join(sorted(TASKS))}.")
