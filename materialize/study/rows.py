@@ -84,9 +84,11 @@ class StudyRows:
 def narrow_rows(rows: Path, schema: FeatureSchema, target: Path) -> Path:
     """Write the columns that ``schema`` reads, lists as short as it reads them; return ``target``.
 
-    A schema that lacks the last blocks of a list reads a shorter list, and training refuses rows
+    A file that is there is kept. A schema that lacks the last blocks of a list reads a shorter list, and training refuses rows
     whose lists are longer than the schema says.
     """
+    if target.exists():
+        return target
     widths = schema.array_columns | schema.text_columns
     temporary = target.with_suffix(".parquet.tmp")
     with pq.ParquetFile(rows) as parquet:
