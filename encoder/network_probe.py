@@ -113,7 +113,7 @@ class NetworkProbe:
         self.scale = np.where(spread > 1e-6, spread, 1.0).astype(np.float32)
         inputs, labels = self._inputs(x), torch.from_numpy(y.astype(np.float32))
         generator = torch.Generator().manual_seed(seed)
-        self.network = _network(x.shape[1], self.hidden, y.shape[1], generator)
+        self.network = _OneHidden(x.shape[1], self.hidden, y.shape[1], generator)
         self._train(
             inputs[~held_rows], labels[~held_rows], inputs[held_rows], labels[held_rows], generator
         )
@@ -129,7 +129,9 @@ class NetworkProbe:
         """
         if x.ndim != 2 or x.shape[1] != len(self.mean):
             raise ValueError(f"x of shape {x.shape} given, (n_rows, {len(self.mean)}) expected.")
-        parts = [self.network(part).numpy() for part in self._inputs(x).split(_VALIDATION_ROWS)]
+        parts = [
+            self.network(part).numpy() for part in torch.split(self._inputs(x), _VALIDATION_ROWS)
+        ]
         return np.concatenate(parts).astype(np.float32, copy=False)
 
     def _inputs(self, x: npt.NDArray[Any]) -> Tensor:
@@ -153,10 +155,9 @@ class NetworkProbe:
         best = copy.deepcopy(self.network.state_dict())
         self.best_epoch = 0
         for epoch in range(1, self.max_epochs + 1):
-            for rows in torch.randperm(len(inputs), generator=generator).split(self.batch_size):
-                hidden = self.network[1](self.network[0](inputs[rows]))  # (n, hidden)
-                kept = torch.rand(hidden.shape, generator=generator) >= self.dropout
-                logits = self.network[2](hidden * kept / (1.0 - self.dropout))  # (n, n_targets)
+            order = torch.randperm(len(inputs), generator=generator)
+            for rows in torch.split(order, self.batch_size):
+                logits = self.network(inputs[rows], self.dropout, generator)  # (n, n_targets)
                 loss = binary_cross_entropy_with_logits(logits, labels[rows])
                 if not torch.isfinite(loss):
                     raise FloatingPointError(f"The loss is {loss.item()} in epoch {epoch}.")
@@ -175,10 +176,24 @@ class NetworkProbe:
         logger.debug("hidden %d: best epoch %d", self.hidden, self.best_epoch)
 
 
-def _network(n_in: int, hidden: int, n_out: int, generator: torch.Generator) -> nn.Sequential:
-    """Return a network with He-normal hidden weights; all randomness is the generator's."""
-    layers = nn.Sequential(nn.Linear(n_in, hidden), nn.ReLU(), nn.Linear(hidden, n_out))
-    for layer, gain in ((layers[0], 2.0), (layers[2], 1.0)):
-        nn.init.normal_(layer.weight, 0.0, (gain / layer.in_features) ** 0.5, generator=generator)
-        nn.init.zeros_(layer.bias)
-    return layers
+class _OneHidden(nn.Module):
+    """Linear, ReLU, linear; He-normal weights, all randomness is the generator's."""
+
+    def __init__(self, n_in: int, hidden: int, n_out: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.into, self.out = nn.Linear(n_in, hidden), nn.Linear(hidden, n_out)
+        for layer, gain in ((self.into, 2.0), (self.out, 1.0)):
+            spread = (gain / layer.in_features) ** 0.5
+            nn.init.normal_(layer.weight, 0.0, spread, generator=generator)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self, inputs: Tensor, dropout: float = 0.0, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Return logits (n, n_targets); units are dropped only where ``dropout`` is above 0."""
+        hidden = torch.relu(self.into(inputs))  # (n, hidden)
+        if dropout > 0:
+            kept = torch.rand(hidden.shape, generator=generator) >= dropout
+            hidden = hidden * kept / (1.0 - dropout)
+        logits: Tensor = self.out(hidden)
+        return logits

@@ -21,6 +21,7 @@ from materialize.cli_options import DRY_RUN, QUIET, REPO, SPACE, print_json
 from materialize.cli_similar import neighbours_group, similar_command
 from materialize.cli_spaces import spaces_group
 from materialize.cli_stream import stream_group
+from materialize.cli_study import study_group
 
 if TYPE_CHECKING:
     from materialize.context import Context
@@ -199,6 +200,7 @@ main.add_command(neighbours_group)
 main.add_command(similar_command)
 main.add_command(spaces_group)
 main.add_command(stream_group)
+main.add_command(study_group)
 
 
 @main.command()

@@ -73,8 +73,9 @@ def drift_since(
 def _row_pairs(
     rows: Path, artifact: EncoderArtifact, since: datetime
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return, for users with a row before ``since``, the place of the last such row, and of the
-    last row of all.
+    """Return the places of users' last rows before ``since``, and of their last rows of all.
+
+    Users without a row before ``since`` are left out.
     """
     schema = artifact.preprocessor.schema
     table = pq.read_table(rows, columns=[USER_KEY, *schema.as_of_columns])

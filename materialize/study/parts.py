@@ -61,9 +61,9 @@ def _parts(schema: FeatureSchema) -> Iterator[Part]:
         return Part(name, title, tuple(b.name for b in schema.blocks if belongs(b)))
 
     for modality in modalities if len(modalities) > 1 else ():
-        own = {name for name, m in places.items() if m["modality"] == modality}
-        own.add(f"{modality}_onboarding")
-        yield named(modality, f"modality {modality}", lambda b, own=own: b.name in own)
+        own = [name for name, m in places.items() if m["modality"] == modality]
+        own += [b.name for b in schema.blocks if b.name == f"{modality}_onboarding"]
+        yield Part(modality, f"modality {modality}", tuple(own))
     for place, days in enumerate(windows if len(windows) > 1 else ()):
         blocks = tuple(name for name, m in places.items() if m["days"] == days)
         first = place * len(COUNTS_PER_WINDOW)

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,8 +131,9 @@ class StudyPlan:
         """Return the units that are not finished."""
         return [unit for unit in self.units if self.missing(unit)]
 
-    def to_dict(self, n_rows: int) -> dict[str, Any]:
-        """Return the plan as JSON types, for ``n_rows`` training rows."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON types; counts the training rows."""
+        n_rows = min(self.rows.max_rows, self.rows.source().count())
         units = self.to_do()
         seconds = self.seconds_per_unit(n_rows)
         return {
@@ -153,14 +155,15 @@ class StudyPlan:
         From finished units of this study, whatever their settings; where there is none, from the
         multiplications of the training and the speed of this machine, judging left out.
         """
-        known = []
-        for path in self.folder.parent.glob("*/*/training-*.json"):
-            known.append(json.loads(path.read_text(encoding="utf-8"))["unit_seconds"])
+        known = [
+            json.loads(path.read_text(encoding="utf-8"))["unit_seconds"]
+            for path in self.folder.parent.glob("*/*/training-*.json")
+        ]
         if known:
             return float(np.median(known))
         n_inputs = sum(b.width for b in self.rows.schema.blocks) + len(self.rows.schema.blocks)
         widths = [n_inputs, *self.config.model.hidden, self.config.model.embedding_dim]
-        weights = 2 * sum(a * b for a, b in zip(widths[:-1], widths[1:], strict=True))
+        weights = 2 * sum(a * b for a, b in pairwise(widths))
         epochs = self.config.epochs(n_rows)
         # Forward, and two products backward, a multiplication and an addition each.
         return _STEP_OVERHEAD * 6 * weights * n_rows * epochs / _flops_per_second(n_inputs)

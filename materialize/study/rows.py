@@ -84,8 +84,8 @@ class StudyRows:
 def narrow_rows(rows: Path, schema: FeatureSchema, target: Path) -> Path:
     """Write the columns that ``schema`` reads, lists as short as it reads them; return ``target``.
 
-    A file that is there is kept. A schema that lacks the last blocks of a list reads a shorter list, and training refuses rows
-    whose lists are longer than the schema says.
+    A file that is there is kept. A schema that lacks the last blocks of a list reads a shorter one,
+    and training refuses rows whose lists are longer than the schema says.
     """
     if target.exists():
         return target

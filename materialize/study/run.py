@@ -77,7 +77,8 @@ def run_study(
     judging = plan.judging
     cohort = build_cohort(settings, max_rows=judging.max_rows, progress=progress)
     tasks = [_runnable(name, settings, cohort) for name in judging.tasks]
-    plan.rows.file(progress=progress)
+    if plan.to_do():
+        plan.rows.file(progress=progress)
     with tqdm(
         total=len(plan.units), desc=f"study {plan.study.name}", unit="unit", disable=not progress
     ) as bar:
