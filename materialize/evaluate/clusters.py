@@ -11,7 +11,8 @@ import numpy.typing as npt
 from scipy import sparse
 
 from encoder.columns import batch_from_arrow
-from encoder.resampling import Draws, Replicates, mean_replicates, user_draws
+from encoder.resampling import Draws, Replicates, column_means, user_draws
+from materialize.evaluate.kind_cohort import item_kind_matrix
 from materialize.evaluate.likeness import (
     Likeness,
     SharedGroup,
@@ -200,11 +201,14 @@ def retrieved_items(
     votes = votes - votes.multiply(seen[own].astype(np.float32))  # the user's own become zero
     items = np.full((len(neighbours), k), -1, np.int64)
     for q in range(len(neighbours)):
-        own_votes = slice(votes.indptr[q], votes.indptr[q + 1])
-        value, item = votes.data[own_votes], votes.indices[own_votes]
-        order = np.lexsort((item, -value))[:k]
-        order = order[value[order] > 0]
-        items[q, : len(order)] = item[order]
+        of_query = slice(votes.indptr[q], votes.indptr[q + 1])
+        value, item = votes.data[of_query], votes.indices[of_query]
+        # Votes are whole numbers, so that the fraction only decides between equal ones.
+        key = np.where(value > 0, value - item / votes.shape[1], -np.inf)
+        first = np.argpartition(-key, k)[:k] if len(key) > k else np.arange(len(key))
+        first = first[np.argsort(-key[first])]
+        first = first[key[first] > -np.inf]
+        items[q, : len(first)] = item[first]
     return items
 
 
@@ -240,31 +244,23 @@ def _judge(
     among = {name: likeness.known for name, likeness in setting.likenesses.items()}
     among[_ALL] = everybody
     near = nearest_others(unit_rows(vectors), setting.queries, NEIGHBOURS, among)
-    found: list[Measurement] = []
-
-    def keep(metric: str, group: str, figure: Replicates, rows: npt.NDArray[np.bool_]) -> None:
-        draws = setting.draws.take(rows)
-        found.append(
-            Measurement.of(
-                figure,
-                draws,
-                task=ClustersTask.name,
-                metric=metric,
-                group=group,
-                model=model,
-                seed=seed,
-            )
-        )
-
+    each: dict[tuple[str, str], npt.NDArray[np.float64]] = {}
     for name, likeness in setting.likenesses.items():
         gains = likeness.gains(setting.queries, near[name])
-        each = ndcg(gains, setting.best[name])
-        each[~likeness.known[setting.queries]] = np.nan
+        of_query = ndcg(gains, setting.best[name])
         for group, member in setting.in_group.items():
-            rows = member & ~np.isnan(each)
-            if rows.any():
-                figure = mean_replicates(each[rows], setting.draws.take(rows))
-                keep(f"ndcg@{NEIGHBOURS}_{name}", group, figure, rows)
+            judged = np.where(member & likeness.known[setting.queries], of_query, np.nan)
+            if not np.isnan(judged).all():
+                each[f"ndcg@{NEIGHBOURS}_{name}", group] = judged
+    # All at once: the weights of the resamples are the dear part, and the same for all.
+    figures: list[tuple[str, str, Replicates, npt.NDArray[np.bool_]]] = [
+        (metric, group, figure, ~np.isnan(judged))
+        for ((metric, group), judged), figure in zip(
+            each.items(),
+            column_means(np.column_stack(list(each.values())), setting.draws),
+            strict=True,
+        )
+    ]
     rows = setting.in_group[_ALL]
     seen = cohort.history[setting.rows].astype(bool)
     items = retrieved_items(near[_ALL][rows], setting.queries[rows], seen)
@@ -273,8 +269,19 @@ def _judge(
         (f"p90_coverage@{_RETRIEVED}_items", items, len(cohort.catalogue)),
         (f"p90_coverage@{_RETRIEVED}_users", near[_ALL][rows][:, :_RETRIEVED], len(setting.rows)),
     ):
-        keep(metric, _ALL, counted_replicates(p90_coverage, lists, n, draws), rows)
-    return found
+        figures.append((metric, _ALL, counted_replicates(p90_coverage, lists, n, draws), rows))
+    return [
+        Measurement.of(
+            figure,
+            setting.draws.take(judged),
+            task=ClustersTask.name,
+            metric=metric,
+            group=group,
+            model=model,
+            seed=seed,
+        )
+        for metric, group, figure, judged in figures
+    ]
 
 
 def _names(models: Sequence[str] | None, progress: Progress) -> Iterator[str]:
@@ -300,19 +307,7 @@ def _consumed(cohort: Cohort, rows: Int64) -> sparse.csr_array:
     Known items count once for each of their tags; a tag of an item outside the catalogue counts
     once, because the cohort says of these only which tags were consumed.
     """
-    number = {name: k for k, name in enumerate(cohort.tag_names)}
-    pairs = [
-        (item, number[tag])
-        for item, tags in enumerate(cohort.catalogue.tags)
-        for tag in tags
-        if tag in number
-    ]
-    at = np.array(pairs, np.int64).reshape(-1, 2)
-    tagged = sparse.csr_array(
-        (np.ones(len(at), np.float32), (at[:, 0], at[:, 1])),
-        shape=(len(cohort.catalogue), len(cohort.tag_names)),
-    )
-    counts = cohort.future[rows].astype(np.float32) @ tagged
+    counts = cohort.future[rows].astype(np.float32) @ item_kind_matrix(cohort)
     return sparse.csr_array(counts.maximum(cohort.future_tags[rows].astype(np.float32)))
 
 
