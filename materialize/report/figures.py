@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 from materialize.evaluate.probe import BASELINES, EMBEDDING
+from materialize.report.theme import GREY, INK, PALETTE, Figure, axis, figure, label, rows_axis
 
 __all__ = [
-    "GREY",
     "MODEL_NAMES",
-    "PALETTE",
     "blocks_figure",
     "loss_figure",
     "probe_figure",
     "targets_figure",
 ]
-
-Figure = dict[str, Any]
-
-PALETTE = (
-    "#2f5d8a", "#d9883b", "#4f9a6b", "#b5524d", "#7a68a6",
-    "#c4a537", "#45a0a6", "#a3648b", "#75853f", "#8b6f5c",
-)  # fmt: skip
-"""Distinct on white and, for the first five, with the common kinds of colour blindness."""
-
-GREY = "#aab2bd"
 
 MODEL_NAMES = {
     EMBEDDING: "embedding",
@@ -66,8 +54,8 @@ def loss_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
         "name": f"best: epoch {best['epoch']}",
         "marker": {"color": PALETTE[0], "size": 10, "symbol": "circle-open", "line": {"width": 2}},
     }
-    axes = {"xaxis": _axis("epoch"), "yaxis": _axis("loss")}
-    return _figure([*lines, mark], axes, height=340)
+    axes = {"xaxis": axis("epoch"), "yaxis": axis("loss")}
+    return figure([*lines, mark], axes, height=340)
 
 
 def blocks_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
@@ -90,10 +78,10 @@ def blocks_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
         )
     ]
     axes = {
-        "xaxis": _axis("share of variance lost", rangemode="tozero"),
-        "yaxis": _rows_axis([_label(block) for block in names]),
+        "xaxis": axis("share of variance lost", rangemode="tozero"),
+        "yaxis": rows_axis([label(block) for block in names]),
     }
-    return _figure(traces, axes, height=max(340, 110 + 22 * len(names)))
+    return figure(traces, axes, height=max(340, 110 + 22 * len(names)))
 
 
 def probe_figure(probe: Mapping[str, Any], metric: str) -> Figure:
@@ -128,7 +116,7 @@ def probe_figure(probe: Mapping[str, Any], metric: str) -> Figure:
                     "symmetric": False,
                     "array": [_distance(f["high"], f["value"]) for f in figures],
                     "arrayminus": [_distance(f["value"], f["low"]) for f in figures],
-                    "color": "#3b4552",
+                    "color": INK,
                     "thickness": 1.3,
                     "width": 4,
                 },
@@ -140,13 +128,13 @@ def probe_figure(probe: Mapping[str, Any], metric: str) -> Figure:
             }
         )
     axes = {
-        "xaxis": {**_axis(None), "type": "category"},
-        "yaxis": {**_axis("AUC (0.5: chance)"), "range": [0.48, min(1.0, max(ends) + 0.03)]},
+        "xaxis": {**axis(None), "type": "category"},
+        "yaxis": {**axis("AUC (0.5: chance)"), "range": [0.48, min(1.0, max(ends) + 0.03)]},
         "barmode": "group",
         "bargap": 0.3,
         "bargroupgap": 0.08,
     }
-    return _figure(traces, axes, height=340)
+    return figure(traces, axes, height=340)
 
 
 def targets_figure(probe: Mapping[str, Any]) -> Figure:
@@ -165,15 +153,10 @@ def targets_figure(probe: Mapping[str, Any]) -> Figure:
         for model, symbol in ((BASELINES[0], "diamond-open"), (EMBEDDING, "circle"))
     ]
     axes = {
-        "xaxis": _axis("AUC (0.5: chance)"),
-        "yaxis": _rows_axis([f"{_label(row['target'])} ({row['base_rate']:.0%})" for row in rows]),
+        "xaxis": axis("AUC (0.5: chance)"),
+        "yaxis": rows_axis([f"{label(row['target'])} ({row['base_rate']:.0%})" for row in rows]),
     }
-    return _figure(traces, axes, height=max(260, 110 + 22 * len(rows)))
-
-
-def _label(text: str) -> str:
-    # Plotly reads a subset of HTML in labels: a tag called <b> must be shown, not obeyed.
-    return escape(text if len(text) <= 40 else text[:39] + "…", quote=False)
+    return figure(traces, axes, height=max(260, 110 + 22 * len(rows)))
 
 
 def _line(x: Sequence[Any], y: Sequence[Any], name: str, colour: str) -> Figure:
@@ -185,33 +168,6 @@ def _line(x: Sequence[Any], y: Sequence[Any], name: str, colour: str) -> Figure:
         "name": name,
         "line": {"color": colour, "width": 2},
         "marker": {"size": 4},
-    }
-
-
-def _axis(title: str | None, **more: Any) -> dict[str, Any]:
-    axis = {"gridcolor": "#e6e9ee", "linecolor": "#c9d0d9", "zeroline": False, **more}
-    return axis if title is None else {**axis, "title": {"text": title, "standoff": 12}}
-
-
-def _rows_axis(names: Sequence[str]) -> dict[str, Any]:
-    # By position: a category axis would merge two long names that are cut to the same text.
-    ticks = {"tickmode": "array", "tickvals": list(range(len(names))), "ticktext": list(names)}
-    return {**_axis(None), **ticks, "automargin": True}
-
-
-def _figure(traces: list[Figure], layout: Mapping[str, Any], *, height: int) -> Figure:
-    return {
-        "data": traces,
-        "layout": {
-            "height": height,
-            "margin": {"l": 56, "r": 16, "t": 40, "b": 52},
-            "paper_bgcolor": "rgba(0,0,0,0)",
-            "plot_bgcolor": "rgba(0,0,0,0)",
-            "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#3b4552"},
-            "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-            "hoverlabel": {"font": {"family": "system-ui, sans-serif"}},
-            **layout,
-        },
     }
 
 

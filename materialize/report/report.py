@@ -15,15 +15,15 @@ from plotly.offline import get_plotlyjs
 from materialize.evaluate.probe import EMBEDDING
 from materialize.report import figures
 from materialize.report.lineage import Picture
-from materialize.report.users import SampleUser, UserMap
+from materialize.report.theme import Figure
+from materialize.report.users import Neighbours, UserMap, user_data
 
 __all__ = ["ReportInput", "write_report"]
 
 logger = logging.getLogger(__name__)
 
-_MAX_COLOURS = len(figures.PALETTE)
-
 _SOURCES = {
+    "repository": "The repository's own data.",
     "given": "Real data, read from the folder that was given.",
     "fetched": "Real data, fetched from the data set's official address.",
     "simulated": "Simulated listeners with planted tastes, not real people: the figures say that "
@@ -38,16 +38,17 @@ class ReportInput:
     Attributes
     ----------
     summary : mapping
-        ``dataset`` and ``source`` ("given", "fetched" or "simulated"); optional: ``space``,
-        ``encoder_version``, ``embedding_dim``, ``created_at``, ``counts`` (name to number),
-        ``max_abs_diff`` (stored against on-demand), ``pit_rows_in``, ``pit_rows_out``, and
+        ``dataset`` and ``source`` ("repository", "given", "fetched" or "simulated"); optional:
+        ``space``, ``encoder_version``, ``embedding_dim``, ``created_at``, ``counts`` (name to
+        number), ``max_abs_diff`` (stored against on-demand), ``pit_rows_in``, ``pit_rows_out``, and
         ``steps``, a sequence of {name, seconds, peak_memory_mb, counts} as of ``StepMeter``.
     history : sequence of mapping
         ``encoder.training.EpochRecord`` as dicts.
     probe : mapping or None
         ``materialize.evaluate.probe.ProbeReport.to_dict()``.
     user_map : UserMap or None
-    neighbours : sequence of SampleUser
+    neighbours : Neighbours or None
+        Of the users of the map.
     validation : mapping or None
         ``materialize.validation.report.ValidationReport.to_dict()``.
     lineage : Picture or None
@@ -57,7 +58,7 @@ class ReportInput:
     history: Sequence[Mapping[str, Any]] = ()
     probe: Mapping[str, Any] | None = None
     user_map: UserMap | None = None
-    neighbours: Sequence[SampleUser] = ()
+    neighbours: Neighbours | None = None
     validation: Mapping[str, Any] | None = None
     lineage: Picture | None = None
 
@@ -74,7 +75,7 @@ def write_report(data: ReportInput, path: str | Path) -> Path:
     Raises
     ------
     ValueError
-        ``summary["source"]`` is none of the three, or a figure is NaN or infinite.
+        ``summary["source"]`` is none of the four, or a figure is NaN or infinite.
 
     Notes
     -----
@@ -85,7 +86,7 @@ def write_report(data: ReportInput, path: str | Path) -> Path:
     if source not in _SOURCES:
         raise ValueError(f"source {source!r} given, one of {sorted(_SOURCES)} expected.")
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(Path(__file__).parent / "page"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -104,9 +105,9 @@ def write_report(data: ReportInput, path: str | Path) -> Path:
         lineage=data.lineage,
         probe=data.probe,
         differences=list(_differences(data.probe)),
-        neighbours=data.neighbours,
         figures=_figures(data),
-        user_map=None if data.user_map is None else _map_data(data.user_map),
+        user_map=data.user_map,
+        users=None if data.user_map is None else user_data(data.user_map, data.neighbours),
         plotly=get_plotlyjs(),
     )
     path = Path(path)
@@ -118,8 +119,8 @@ def write_report(data: ReportInput, path: str | Path) -> Path:
     return path
 
 
-def _figures(data: ReportInput) -> dict[str, figures.Figure]:
-    found: dict[str, figures.Figure] = {}
+def _figures(data: ReportInput) -> dict[str, Figure]:
+    found: dict[str, Figure] = {}
     if data.history:
         found["loss"] = figures.loss_figure(data.history)
         found["blocks"] = figures.blocks_figure(data.history)
@@ -219,34 +220,3 @@ def _signed(difference: Mapping[str, float | None]) -> str:
 
 def _number(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.3f}"
-
-
-def _map_data(users: UserMap) -> dict[str, Any]:
-    """Return the map as JSON types: values of a colouring as positions in its list of names."""
-    colourings = []
-    for name, values in users.colourings.items():
-        frequent = _most_frequent(values)
-        position = {value: k for k, value in enumerate(frequent)}
-        codes = [position.get(value, len(frequent)) for value in values]
-        names = [value or "unknown" for value in frequent]
-        colours = [
-            figures.GREY if value == "" else colour
-            for value, colour in zip(frequent, figures.PALETTE, strict=False)
-        ]
-        if len(frequent) in codes:
-            names.append("other")
-            colours.append("#d5dae1")
-        colourings.append({"name": name, "names": names, "colours": colours, "codes": codes})
-    return {
-        "x": [round(float(x), 4) for x in users.coordinates[:, 0]],
-        "y": [round(float(y), 4) for y in users.coordinates[:, 1]],
-        "users": list(users.users),
-        "colourings": colourings,
-    }
-
-
-def _most_frequent(values: Sequence[str]) -> list[str]:
-    counts: dict[str, int] = {}
-    for value in values:
-        counts[value] = counts.get(value, 0) + 1
-    return sorted(counts, key=lambda value: (-counts[value], value))[:_MAX_COLOURS]

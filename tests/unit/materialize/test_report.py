@@ -14,12 +14,13 @@ import pytest
 from materialize.report import figures
 from materialize.report.lineage import draw_lineage
 from materialize.report.report import ReportInput, write_report
+from materialize.report.theme import PALETTE
 from materialize.report.users import (
-    Neighbour,
-    SampleUser,
+    Neighbours,
     UserMap,
     build_user_map,
     nearest_users,
+    user_data,
     user_map,
 )
 from tests.unit.materialize.lineage_records import bridge, record
@@ -142,10 +143,13 @@ def complete(name: str = "jazz") -> ReportInput:
         probe=probe(name),
         user_map=UserMap(
             np.array([[0.0, 1.0], [2.0, -1.0]]),
+            0.375,
             [name, "u2"],
             {"taste": [name, ""], name: ["a", "b"]},
         ),
-        neighbours=[SampleUser(name, [name], [Neighbour("u2", 0.98765, [name, "rock"])])],
+        neighbours=Neighbours(
+            np.array([[1], [0]]), np.full((2, 1), 0.98765), [name, "rock"], [[0], [0, 1]]
+        ),
         validation={
             "tables": {"events": {"rows_in": 1010, "kept": 1001, "rejected": 9, "added": 0}},
             "faults": [
@@ -182,10 +186,11 @@ def test_every_section_and_figure_is_on_the_page(tmp_path: Path) -> None:
     assert page.with_id("section") == SECTIONS
     drawn = set(json.loads(page.scripts["figures"]))
     assert drawn == {"loss", "blocks", "micro", "macro", "targets"}
-    assert {f"figure-{name}" for name in drawn | {"map"}} == page.with_id("div")
+    places = {name for name in page.with_id("div") if name.startswith("figure-")}
+    assert {f"figure-{name}" for name in drawn | {"map"}} == places
     for figure in (
         "1,000,209", "0.710", "95%: 0.700 to 0.730", "2.5e-07", "of 3,000 asked for",
-        "c0ffee123456", "20,411", "1,234", "12.3", "0.988", "2000-04-25", "1,010",
+        "c0ffee123456", "20,411", "1,234", "12.3", "38% of the variance", "2000-04-25", "1,010",
     ):  # fmt: skip
         assert figure in page.text
 
@@ -204,7 +209,8 @@ def test_nothing_is_fetched_from_outside(tmp_path: Path) -> None:
     html, page = written(complete(), tmp_path)
     for tag, attributes in page.tags:
         assert tag not in {"link", "iframe", "object", "embed", "base", "img"}
-        assert not {"src", "href", "srcset", "action", "background"} & set(attributes), tag
+        assert not {"src", "srcset", "action", "background"} & set(attributes), tag
+        assert (attributes.get("href") or "#").startswith("#"), "a place on the page itself"
     styles = [text for name, text in page.scripts.items() if name.startswith("style")]
     assert styles
     assert not any("url(" in text or "@import" in text for text in styles)
@@ -222,27 +228,36 @@ def test_text_of_the_data_cannot_break_out(tmp_path: Path) -> None:
     assert set(evil.scripts) == set(plain.scripts)
     assert EVIL not in html
     assert EVIL in evil.text
-    users = json.loads(evil.scripts["user-map"])
+    users = json.loads(evil.scripts["users"])
     assert users["users"][0] == EVIL
     # Plotly obeys some HTML in labels, so these must be escaped once more inside the JSON.
     assert "<script" not in json.dumps(json.loads(evil.scripts["figures"]))
 
 
-def test_map_data_name_colours_by_frequency_and_fold_the_rest(tmp_path: Path) -> None:
-    n_names = len(figures.PALETTE) + 3
+def _colouring(values: list[str]) -> dict[str, Any]:
+    users = UserMap(np.zeros((len(values), 2)), 1.0, [""] * len(values), {"t": values})
+    (colouring,) = user_data(users, None)["colourings"]
+    names = colouring["names"]
+    assert [names[code] for code in colouring["codes"]] == [v or "unknown" for v in values]
+    return dict(colouring)
+
+
+def test_the_most_frequent_values_have_a_colour_and_all_have_a_name() -> None:
+    n_names = len(PALETTE) + 3
     values = [f"tag{k:02d}" for k in range(n_names) for _ in range(n_names - k)] + ["", ""] * 20
-    rng = np.random.default_rng(0)
-    data = UserMap(
-        rng.random((len(values), 2)), [str(k) for k in range(len(values))], {"t": values}
-    )
-    _, page = written(ReportInput({"dataset": "d", "source": "given"}, user_map=data), tmp_path)
-    (colouring,) = json.loads(page.scripts["user-map"])["colourings"]
-    names = ["unknown", *(f"tag{k:02d}" for k in range(len(figures.PALETTE) - 1)), "other"]
-    assert colouring["names"] == names
-    assert len(colouring["colours"]) == len(set(colouring["colours"])) == len(names)
-    shown = [names[code] for code in colouring["codes"]]
-    expected = [v or "unknown" for v in values]
-    assert shown == [v if v in names else "other" for v in expected]
+    found = _colouring(values)
+    assert found["names"] == [*(f"tag{k:02d}" for k in range(n_names)), "unknown"]
+    assert found["colours"] == list(PALETTE)
+    assert found["unknown"] == n_names
+
+
+def test_few_values_that_begin_with_a_number_are_ordered_by_it() -> None:
+    found = _colouring(["56+", "1 to 17", "56+", "25", "9.5"])
+    assert found["names"] == ["1 to 17", "9.5", "25", "56+"]
+    assert found["unknown"] is None
+    assert len(set(found["colours"])) == 4
+    many = _colouring([str(k) for k in range(len(PALETTE) + 1)] + ["7"])  # codes, not amounts
+    assert many["names"][0] == "7"
 
 
 @pytest.mark.parametrize(
@@ -262,17 +277,19 @@ def test_parts_that_were_not_run_are_named(tmp_path: Path) -> None:
     _, page = written(ReportInput({"dataset": "d", "source": "given"}), tmp_path)
     assert page.with_id("section") == SECTIONS
     for sentence in (
-        "No probe was run.", "No map was drawn.", "No sample users were given.",
+        "No probe was run.", "No map was drawn.", "No neighbours were looked for.",
         "No training history was given.", "No step was measured.",
         "No validation report was given.", "No ledger was read.",
     ):  # fmt: skip
         assert sentence in page.text
     assert json.loads(page.scripts["figures"]) == {}
-    assert json.loads(page.scripts["user-map"]) is None
+    assert json.loads(page.scripts["users"]) is None
 
 
 def test_unknown_source_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"source 'found' given, one of \['fetched', 'given'"):
+    with pytest.raises(
+        ValueError, match=r"source 'found' given, one of \['fetched', 'given', 'repository'"
+    ):
         write_report(ReportInput({"dataset": "d", "source": "found"}), tmp_path / "r.html")
 
 
@@ -333,31 +350,37 @@ def test_user_map_keeps_the_directions_of_largest_variance() -> None:
     plane = rng.standard_normal((300, 2)) * [5.0, 2.0]
     rotation, _ = np.linalg.qr(rng.standard_normal((10, 10)))
     embeddings = plane @ rotation[:2] + 7 + 0.01 * rng.standard_normal((300, 10))
-    found = user_map(embeddings.astype(np.float32))
+    found, explained = user_map(embeddings.astype(np.float32))
     assert found.shape == (300, 2)
+    assert 0.999 < explained < 1.0
     for k in range(2):
         assert abs(np.corrcoef(found[:, k], plane[:, k])[0, 1]) > 0.97
 
 
-def test_map_shows_at_most_5000_users_with_their_own_values() -> None:
-    rng = np.random.default_rng(0)
-    embeddings = rng.standard_normal((6000, 4)).astype(np.float32)
-    shown = build_user_map(
-        embeddings, list(range(6000)), {"even": [str(k % 2) for k in range(6000)]}
-    )
-    assert shown.coordinates.shape == (5000, 2)
-    assert len(set(shown.users)) == 5000
-    assert list(shown.colourings["even"]) == [str(int(user) % 2) for user in shown.users]
-    with pytest.raises(ValueError, match=r"even: 1 value\(s\) given, 6000 expected"):
-        build_user_map(embeddings, list(range(6000)), {"even": ["0"]})
+def test_a_map_wants_one_value_a_user() -> None:
+    embeddings = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+    shown = build_user_map(embeddings, range(6), {"even": ["a", "b"] * 3})
+    assert list(shown.users) == ["0", "1", "2", "3", "4", "5"]
+    with pytest.raises(ValueError, match=r"even: 1 value\(s\) given, 6 expected"):
+        build_user_map(embeddings, range(6), {"even": ["0"]})
 
 
 def test_nearest_users_exclude_the_user_and_survive_a_zero_vector() -> None:
     embeddings = np.array([[1.0, 0.0], [3.0, 0.3], [0.0, 1.0], [0.0, 0.0]], np.float32)
-    found, cosine = nearest_users(embeddings, [0, 3], 3)
+    found, cosine = nearest_users(embeddings, 3)
     assert found[0].tolist()[0] == 1
-    assert 0 not in found[0]
+    assert all(user not in near for user, near in enumerate(found.tolist()))
     assert cosine[0, 0] == pytest.approx(3 / np.hypot(3, 0.3))
-    assert cosine[1].tolist() == [0.0, 0.0, 0.0]
+    assert cosine[3].tolist() == [0.0, 0.0, 0.0]
     with pytest.raises(ValueError, match="k 4 given, 1 to 3 expected"):
-        nearest_users(embeddings, [0], 4)
+        nearest_users(embeddings, 4)
+
+
+def test_nearest_users_in_chunks_are_those_of_all_pairs() -> None:
+    embeddings = np.random.default_rng(0).standard_normal((1_300, 3))
+    found, cosine = nearest_users(embeddings, 2)
+    directions = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    whole = directions @ directions.T
+    np.fill_diagonal(whole, -np.inf)
+    assert found.tolist() == np.argsort(-whole, axis=1)[:, :2].tolist()
+    assert cosine[:, 0] == pytest.approx(whole.max(axis=1))
