@@ -9,19 +9,31 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from encoder.errors import EvaluationFault
 from encoder.metrics import AucReplicates, auc_per_target, bootstrap_auc
 from encoder.resampling import Interval
 from materialize.evaluate.checks import check_no_leak, check_rows
 from materialize.evaluate.labels import Labels, training_users
+from materialize.evaluate.measurement import EMBEDDING
 
-__all__ = ["BASELINES", "EMBEDDING", "GroupResult", "ModelResult", "ProbeReport", "run_probe"]
+__all__ = [
+    "BASELINES",
+    "EMBEDDING",
+    "GroupResult",
+    "ModelResult",
+    "ProbeReport",
+    "ProbeScores",
+    "judge_groups",
+    "linear_scores",
+    "probe_report",
+    "probe_scores",
+    "run_probe",
+    "shuffled_control",
+]
 
 logger = logging.getLogger(__name__)
 
-EMBEDDING = "embedding"
 BASELINES = ("raw_pooled", "popularity")
 
 _ESTABLISHED_FROM = 20
@@ -62,6 +74,17 @@ class GroupResult:
     n_users: int
     models: Mapping[str, ModelResult]
     differences: Mapping[str, ModelResult]
+
+    @classmethod
+    def of(cls, replicates: Mapping[str, AucReplicates], n_rows: int, n_users: int) -> GroupResult:
+        """Return the result of models that were judged on the same resamples."""
+        models = {name: ModelResult.of(r) for name, r in replicates.items()}
+        differences = {
+            name: ModelResult.of(replicates[EMBEDDING].minus(r))
+            for name, r in replicates.items()
+            if name != EMBEDDING
+        }
+        return cls(n_rows, n_users, models, differences)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -122,6 +145,30 @@ class ProbeReport:
         }
 
 
+@dataclass(frozen=True, eq=False)
+class ProbeScores:
+    """What fitted models say of the test rows.
+
+    Attributes
+    ----------
+    training : bool (n_rows,)
+        Rows that were fitted on; the others are the test rows.
+    scores : mapping of str to float (n_test_rows, n_targets)
+        By model; comparable between targets.
+    l2 : mapping of str to float
+        Of the models that were fitted.
+    missing : mapping of str to int
+    control : Interval
+        As of ``ProbeReport``.
+    """
+
+    training: npt.NDArray[np.bool_]
+    scores: Mapping[str, npt.NDArray[Any]]
+    l2: Mapping[str, float]
+    missing: Mapping[str, int]
+    control: Interval
+
+
 def run_probe(
     labels: Labels,
     embeddings: npt.NDArray[Any],
@@ -168,71 +215,178 @@ def run_probe(
     below it, is an error in the evaluation. It raises when 0.5 is outside its interval stretched to
     twice its length (about 4 standard errors).
     """
+    features = {EMBEDDING: embeddings, BASELINES[0]: raw}
+    scores = probe_scores(labels, features, as_of=as_of, seed=seed, n_bootstrap=n_bootstrap)
+    test = ~scores.training
+    groups = _groups(labels.y[test], None if n_events is None else n_events[test])
+    judged = judge_groups(labels, scores, groups, n_resamples=n_bootstrap, seed=seed)
+    return probe_report(labels, scores, groups, judged, seed)
+
+
+def probe_scores(
+    labels: Labels,
+    features: Mapping[str, npt.NDArray[Any]],
+    *,
+    as_of: npt.NDArray[np.datetime64],
+    seed: int,
+    n_bootstrap: int,
+) -> ProbeScores:
+    """Check for leaks, fit a linear probe on each feature set, and run the shuffled control.
+
+    Parameters
+    ----------
+    labels : Labels
+    features : mapping of str to float (n_rows, n_features)
+        In label order, ``embedding`` among them: the control is run on it. A row of NaN: none.
+    as_of, seed, n_bootstrap
+        As of ``run_probe``, which also tells what is raised.
+    """
     training = training_users(labels.user_id)
     check_no_leak(labels, as_of, training)
-    features = {EMBEDDING: embeddings, BASELINES[0]: raw}
     for name, x in features.items():
         check_rows(labels, x, name)
     _check_classes(labels.y[training], "training")
     _check_classes(labels.y[~training], "test")
-
-    y, users = labels.y[~training], labels.user_id[~training]
-    popularity = np.broadcast_to(labels.popularity, y.shape)
     scores: dict[str, npt.NDArray[Any]] = {}
     l2: dict[str, float] = {}
-    with tqdm(total=len(features) + 1, desc="probe", unit="fit") as bar:
-        for name, x in features.items():
-            scores[name], l2[name] = _fit_and_score(x, labels.y, labels.user_id, training, seed)
-            bar.update()
-        shuffled = _shuffled_within(labels.y, training, seed)
-        by_chance, _ = _fit_and_score(embeddings, shuffled, labels.user_id, training, seed)
-        bar.update()
-    # A few resamples give an interval too short to raise an alarm on.
-    n_control = max(n_bootstrap, _MIN_CONTROL_RESAMPLES)
-    control = bootstrap_auc(
-        shuffled[~training], by_chance, users, n_resamples=n_control, seed=seed
-    ).macro_interval
-    _check_control(control)
-    scores[BASELINES[1]] = popularity
-    groups = {
-        name: _judge(
-            y[rows], {m: s[rows] for m, s in scores.items()}, users[rows], n_bootstrap, seed
-        )
-        for name, rows in tqdm(
-            list(_groups(y, None if n_events is None else n_events[~training])),
-            desc="bootstrap",
-            unit="group",
-        )
+    for name, x in features.items():
+        scores[name], l2[name] = linear_scores(x, labels.y, labels.user_id, training, seed)
+    control = shuffled_control(
+        features[EMBEDDING], labels.y, labels.user_id, training, seed, n_bootstrap
+    )
+    scores[BASELINES[1]] = np.broadcast_to(labels.popularity, labels.y[~training].shape)
+    missing = {name: int(np.isnan(x).all(axis=1).sum()) for name, x in features.items()}
+    return ProbeScores(training, scores, l2, missing, control)
+
+
+def judge_groups(
+    labels: Labels,
+    scores: ProbeScores,
+    groups: Mapping[str, npt.NDArray[np.bool_]],
+    *,
+    n_resamples: int,
+    seed: int = 0,
+) -> dict[str, dict[str, AucReplicates]]:
+    """Return each model's AUC with replicates, by group, then by model.
+
+    Parameters
+    ----------
+    labels : Labels
+    scores : ProbeScores
+    groups : mapping of str to bool (n_test_rows,)
+    n_resamples, seed : int
+        Of the users.
+    """
+    test = ~scores.training
+    y, users = labels.y[test], labels.user_id[test]
+    return {
+        name: {
+            model: bootstrap_auc(y[rows], s[rows], users[rows], n_resamples=n_resamples, seed=seed)
+            for model, s in scores.scores.items()
+        }
+        for name, rows in groups.items()
     }
+
+
+def probe_report(
+    labels: Labels,
+    scores: ProbeScores,
+    groups: Mapping[str, npt.NDArray[np.bool_]],
+    judged: Mapping[str, Mapping[str, AucReplicates]],
+    seed: int,
+) -> ProbeReport:
+    """Return what the scores are worth, with intervals over users.
+
+    Parameters
+    ----------
+    labels : Labels
+    scores : ProbeScores
+    groups : mapping of str to bool (n_test_rows,)
+        ``all`` among them.
+    judged : mapping
+        Of ``judge_groups``, on these groups.
+    seed : int
+        That the probes were fitted with.
+    """
+    training = scores.training
+    y, users = labels.y[~training], labels.user_id[~training]
+    found = {
+        name: GroupResult.of(judged[name], int(rows.sum()), len(np.unique(users[rows])))
+        for name, rows in groups.items()
+    }
+    fitted = {model: scores.scores[model] for model in scores.l2}
     report = ProbeReport(
         targets=labels.targets,
         horizon_days=labels.horizon_days,
         n_training_rows=int(training.sum()),
         n_training_users=len(np.unique(labels.user_id[training])),
-        groups=groups,
-        per_target=tuple(_per_target(labels.targets, y, {m: scores[m] for m in features})),
-        control=control,
-        missing={m: int(np.isnan(x).all(axis=1).sum()) for m, x in features.items()},
-        l2=l2,
-        n_bootstrap=n_bootstrap,
+        groups=found,
+        per_target=tuple(_per_target(labels.targets, y, fitted)),
+        control=scores.control,
+        missing=scores.missing,
+        l2=scores.l2,
+        n_bootstrap=len(judged["all"][EMBEDDING].micro_replicates),
         seed=seed,
     )
-    found = groups["all"].models
     logger.info(
         "probe: %d test users, micro AUC %s",
-        groups["all"].n_users,
-        ", ".join(f"{m} {r.auc_micro.value:.4f}" for m, r in found.items()),
+        found["all"].n_users,
+        ", ".join(f"{m} {r.auc_micro.value:.4f}" for m, r in found["all"].models.items()),
     )
     return report
 
 
-def _fit_and_score(
+def shuffled_control(
+    x: npt.NDArray[Any],
+    y: npt.NDArray[np.bool_],
+    users: npt.NDArray[Any],
+    training: npt.NDArray[np.bool_],
+    seed: int,
+    n_resamples: int = _MIN_CONTROL_RESAMPLES,
+) -> Interval:
+    """Return the macro AUC of a linear probe whose label rows were shuffled, around 0.5.
+
+    Parameters
+    ----------
+    x : float (n_rows, n_features)
+        A row of NaN: none.
+    y : bool (n_rows, n_targets)
+    users : (n_rows,)
+    training : bool (n_rows,)
+    seed : int
+        Of the shuffle and the fit.
+    n_resamples : int
+        At least 200 are made: a few give an interval too short to raise an alarm on.
+
+    Raises
+    ------
+    EvaluationFault
+        0.5 is outside the interval stretched to twice its length: the evaluation leaks.
+    """
+    shuffled = _shuffled_within(y, training, seed)
+    by_chance, _ = linear_scores(x, shuffled, users, training, seed)
+    control = bootstrap_auc(
+        shuffled[~training],
+        by_chance,
+        users[~training],
+        n_resamples=max(n_resamples, _MIN_CONTROL_RESAMPLES),
+        seed=seed,
+    ).macro_interval
+    _check_control(control)
+    return control
+
+
+def linear_scores(
     x: npt.NDArray[Any],
     y: npt.NDArray[np.bool_],
     users: npt.NDArray[Any],
     training: npt.NDArray[np.bool_],
     seed: int,
 ) -> tuple[npt.NDArray[np.float32], float]:
+    """Return a linear probe's logits of the test rows, and the strength of L2 it chose.
+
+    Parameters as of ``shuffled_control``; logits are float32 (n_test_rows, n_targets).
+    """
     # Here and not above: reading a stored report, or `--help`, must not wait for torch.
     from encoder.heads import LinearProbe
 
@@ -264,37 +418,15 @@ def _shuffled_within(
 
 def _groups(
     y: npt.NDArray[np.bool_], n_events: npt.NDArray[Any] | None
-) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
-    yield "all", np.ones(len(y), bool)
+) -> dict[str, npt.NDArray[np.bool_]]:
+    groups = {"all": np.ones(len(y), bool)}
     if n_events is not None:
-        for name, rows in (
-            ("established", n_events >= _ESTABLISHED_FROM),
-            ("cold", n_events <= _COLD_UP_TO),
-        ):
-            if y[rows].any() and not y[rows].all():
-                yield name, rows
-
-
-def _judge(
-    y: npt.NDArray[np.bool_],
-    scores: Mapping[str, npt.NDArray[Any]],
-    users: npt.NDArray[Any],
-    n_bootstrap: int,
-    seed: int,
-) -> GroupResult:
-    replicates = {
-        name: bootstrap_auc(y, s, users, n_resamples=n_bootstrap, seed=seed)
-        for name, s in scores.items()
+        groups |= {"established": n_events >= _ESTABLISHED_FROM, "cold": n_events <= _COLD_UP_TO}
+    return {
+        name: rows
+        for name, rows in groups.items()
+        if name == "all" or (y[rows].any() and not y[rows].all())
     }
-    return GroupResult(
-        n_rows=len(y),
-        n_users=len(np.unique(users)),
-        models={name: ModelResult.of(r) for name, r in replicates.items()},
-        differences={
-            name: ModelResult.of(replicates[EMBEDDING].minus(replicates[name]))
-            for name in BASELINES
-        },
-    )
 
 
 def _per_target(

@@ -1,0 +1,171 @@
+"""Task ``future``: whether the user will consume the item in the next days."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from encoder.metrics import auc_by_group, best_threshold
+from encoder.resampling import (
+    Draws,
+    Replicates,
+    auc_replicates,
+    mean_replicates,
+    resampled_sums,
+    user_draws,
+)
+from materialize.evaluate.future_pairs import SAMPLINGS, future_pairs, repeats_happen
+from materialize.evaluate.kind_cohort import kind_cohort
+from materialize.evaluate.measurement import EMBEDDING, Measurement
+from materialize.evaluate.models.base import PairModel, Pairs
+from materialize.evaluate.models.registry import choose, pair_model
+
+if TYPE_CHECKING:
+    from encoder.artifact import EncoderArtifact
+    from materialize.evaluate.cohort import Cohort
+    from materialize.evaluate.task import Progress
+
+__all__ = ["FutureTask"]
+
+_MANY_ITEMS = 20_000
+
+
+@dataclass(frozen=True, eq=False)
+class _Question:
+    """What is asked of every model: pairs to fit on, and test pairs by sampling."""
+
+    cohort: Cohort
+    fit: Pairs
+    test: dict[str, Pairs]
+    prefix: str
+    """Of the metrics' names."""
+
+
+class FutureTask:
+    """Judges scores of (user, item) pairs: consumed in the next days, or a sampled item.
+
+    A row has up to 20 positives, what the user consumes after the moment and before its horizon's
+    end, and four times as many negatives: drawn ``by popularity`` (hard: popularity itself knows
+    nothing) and ``uniform`` (what popularity already answers well); both are shown. Models are
+    fitted on pairs of both samplings of training users and judged on test users' rows.
+
+    Metrics, for each sampling s:
+
+    - ``auc@s``: over all pairs, so that scores must be comparable between users.
+    - ``auc_row@s``: mean over rows (a user at a moment) of the AUC inside the row.
+    - ``accuracy@s``: share of right answers, positives and negatives weighed the same; the
+      threshold is chosen on training users' pairs.
+
+    The same with the prefix ``kind_`` for kinds of item (tags, or item clusters) where the
+    catalogue has more than 20,000 items, most of which hardly anybody consumes.
+
+    References
+    ----------
+    The papers' future listening task: AUC and accuracy over the next 7 days, see docs/quality.md.
+    """
+
+    name = "future"
+
+    def unavailable(self, cohort: Cohort) -> str | None:
+        """Return why nothing can be asked, or None."""
+        for side, rows in (("training", cohort.training), ("test", ~cohort.training)):
+            if cohort.future[rows].nnz == 0:
+                return f"no {side} user consumes an item of the catalogue within the horizon."
+        return None
+
+    def measure(
+        self,
+        cohort: Cohort,
+        encoder: EncoderArtifact,
+        seed: int,
+        *,
+        models: Sequence[str] | None,
+        n_resamples: int,
+        progress: Progress,
+    ) -> list[Measurement]:
+        """Return the figures of the embedding and of the baselines; see ``Task.measure``."""
+        names, skipped = choose("pairs", None if models is None else [EMBEDDING, *models])
+        for name, reason in skipped.items():
+            progress.skip(name, reason)
+        questions = [_question(cohort, seed, "")]
+        if len(cohort.catalogue) > _MANY_ITEMS:
+            questions.append(_question(kind_cohort(cohort), seed, "kind_"))
+        for question in questions:
+            progress.detail(
+                f"{question.prefix}pairs",
+                {"fit": len(question.fit)}
+                | {sampling: len(pairs) for sampling, pairs in question.test.items()},
+            )
+        found: list[Measurement] = []
+        for name in names:
+            for question in questions:
+                model = pair_model(name)
+                model.fit(question.cohort, encoder, question.fit, seed)
+                found += _judge(model, question, seed, n_resamples)
+            progress.step(f"{self.name}: {name}")
+        return found
+
+
+def _question(cohort: Cohort, seed: int, prefix: str) -> _Question:
+    repeats = repeats_happen(cohort)
+
+    def pairs(rows: npt.NDArray[np.bool_], sampling: str) -> Pairs:
+        return future_pairs(cohort, np.flatnonzero(rows), sampling, seed, with_repeats=repeats)
+
+    return _Question(
+        cohort=cohort,
+        fit=Pairs.together([pairs(cohort.training, sampling) for sampling in SAMPLINGS]),
+        test={sampling: pairs(~cohort.training, sampling) for sampling in SAMPLINGS},
+        prefix=prefix,
+    )
+
+
+def _judge(model: PairModel, question: _Question, seed: int, n_resamples: int) -> list[Measurement]:
+    """Return a fitted model's figures on all groups."""
+    cohort = question.cohort
+    everybody = user_draws(cohort.user_id, n_resamples)
+    fit_scores = model.score(question.fit.row, question.fit.item) + question.fit.offset
+    threshold = best_threshold(question.fit.y, fit_scores)
+    found: list[Measurement] = []
+    for sampling, pairs in question.test.items():
+        scores = model.score(pairs.row, pairs.item) + pairs.offset
+        inside = auc_by_group(pairs.y, scores, pairs.row, len(cohort))
+        for group, member in cohort.groups.items():
+            asked = np.flatnonzero(member[pairs.row])
+            if not asked.size:
+                continue
+            draws = everybody.take(pairs.row[asked])
+            rows = np.unique(pairs.row[asked])
+            of_rows = everybody.take(rows)
+            y, s = pairs.y[asked], scores[asked]
+            figures = {
+                "auc": auc_replicates(y, s, draws),
+                "auc_row": mean_replicates(inside[rows], of_rows),
+                "accuracy": _accuracy(y, s >= threshold, draws),
+            }
+            found += [
+                replace(
+                    Measurement.of(
+                        figure,
+                        of_rows,
+                        task=FutureTask.name,
+                        metric=f"{question.prefix}{metric}@{sampling}",
+                        group=group,
+                        model=model.name,
+                        seed=seed,
+                    ),
+                )
+                for metric, figure in figures.items()
+            ]
+    return found
+
+
+def _accuracy(y: npt.NDArray[np.bool_], answer: npt.NDArray[np.bool_], draws: Draws) -> Replicates:
+    """Return the mean of the shares of positives and of negatives that are answered rightly."""
+    sums = resampled_sums(np.column_stack([y & answer, y, ~y & ~answer, ~y]), draws)
+    counts = np.where(sums == 0, np.nan, sums)
+    return Replicates.of((sums[:, 0] / counts[:, 1] + sums[:, 2] / counts[:, 3]) / 2)
