@@ -34,7 +34,8 @@ MAY_IMPORT = {
         "psutil",
     }
     | {"plotly", "jinja2", "umap", "requests", "tenacity", "prometheus_client"}
-    | {"cachetools", "async_timeout", "google.protobuf.message", "google.protobuf.timestamp_pb2"},
+    | {"cachetools", "async_timeout", "google.protobuf.message", "google.protobuf.timestamp_pb2"}
+    | {"fairlearn"},
     # Views are declared from the ledger's spaces, so its config and ledger are the exception.
     "feature_repo": {"transforms", "feast", "materialize.config", "materialize.ledger"},
 }
