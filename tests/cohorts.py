@@ -269,6 +269,7 @@ def _put_together(
     cohort = Cohort(
         name="planted",
         cutoff=CUTOFF,
+        vectors_cutoff=CUTOFF,
         data_end=CUTOFF + np.timedelta64(20, "D"),
         horizon_days=HORIZON_DAYS,
         fingerprint=f"{seed:012x}",
@@ -299,6 +300,7 @@ def _put_together(
             vectors={m.name: m.vectors for m in encoders.modalities},
             clusters={m.name: m.cluster_of for m in encoders.modalities},
         ),
+        past_events=int(past.sum()),
         past=past_matrix,
         past_users=names[past_users],
         sequences=sequences,

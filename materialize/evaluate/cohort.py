@@ -21,10 +21,13 @@ from encoder.errors import EvaluationFault
 from encoder.schema import FeatureSchema
 from transforms.layout import ACTIVITY, column
 
-__all__ = ["Catalogue", "Cohort", "Histories", "LoadedEncoder"]
+__all__ = ["MOST_EVENTS", "Catalogue", "Cohort", "Histories", "LoadedEncoder"]
 
 LoadedEncoder: TypeAlias = EncoderArtifact
 """An encoder in memory: a space's from the store, or a variant that never gets a space."""
+
+MOST_EVENTS = 500
+"""So many newest events of a user are kept as a sequence."""
 
 Float32 = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -100,6 +103,8 @@ class Cohort:
         Of the data set.
     cutoff : datetime64[us]
         No moment lies before it; everything that is fitted knows only events before it.
+    vectors_cutoff : datetime64[us]
+        Item vectors and clusters were fitted on events before it.
     data_end : datetime64[us]
         No moment plus horizon lies after it.
     horizon_days : int
@@ -147,6 +152,8 @@ class Cohort:
     future_outside : int64 (n_rows,)
         Distinct items among them that are not in the catalogue: what no item-level task can see.
     catalogue : Catalogue
+    past_events : int
+        Events of all users before the cut-off.
     past : csr_array float32 (n_past_users, n_items)
         Weights of events before the cut-off: what matrix factorisation is fitted on. All users, or
         a sample in the order of the same stable hash: at most 50,000 users with 5 million events.
@@ -159,6 +166,7 @@ class Cohort:
 
     name: str
     cutoff: np.datetime64
+    vectors_cutoff: np.datetime64
     data_end: np.datetime64
     horizon_days: int
     fingerprint: str
@@ -180,6 +188,7 @@ class Cohort:
     future_events: Ints
     future_outside: Ints
     catalogue: Catalogue
+    past_events: int
     past: sparse.csr_array
     past_users: npt.NDArray[Any]
     sequences: pa.Table

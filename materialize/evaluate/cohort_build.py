@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ __all__ = ["build_cohort"]
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 _ESTABLISHED_FROM, _COLD_UP_TO = 20, 10
 _ROWS = 4096
 
@@ -174,9 +175,8 @@ class _Builder:
         as_of[summary.as_of == 0] = np.datetime64("NaT")
         cohort = Cohort(
             name=self.settings.dataset.name,
-            cutoff=np.datetime64(round(evaluation.cutoff.timestamp()), "s").astype(
-                "datetime64[us]"
-            ),
+            cutoff=_instant(evaluation.cutoff),
+            vectors_cutoff=_instant(datetime.fromisoformat(self.encoders.cutoff)),
             data_end=np.datetime64(int(data_end), "us"),
             horizon_days=self.horizon_days,
             fingerprint=fingerprint,
@@ -204,6 +204,7 @@ class _Builder:
                 vectors={m.name: m.vectors[known] for m in self.encoders.modalities},
                 clusters={m.name: m.cluster_of[known] for m in self.encoders.modalities},
             ),
+            past_events=past.events,
             past=past.matrix,
             past_users=past.users,
             sequences=past.sequences,
@@ -215,6 +216,10 @@ class _Builder:
             *(len(cohort.catalogue), time.perf_counter() - began),
         )
         return cohort
+
+
+def _instant(moment: datetime) -> np.datetime64:
+    return np.datetime64(round(moment.timestamp() * 1_000_000), "us")
 
 
 def _summary(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -13,7 +14,7 @@ from scipy import sparse
 from tqdm import tqdm
 
 from encoder.modality import ModalityEncoders
-from materialize.evaluate.cohort import Histories
+from materialize.evaluate.cohort import MOST_EVENTS, Histories
 from materialize.evaluate.moments import sampled_events, user_hash
 from transforms.clean import CleanTables, IdType
 from transforms.engine import arrow_table, quoted
@@ -30,8 +31,6 @@ Ints = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
 
 _EVENTS_AT_ONCE = 1_000_000
-_NEWEST = 500
-"""So many events of a user go into sequences."""
 _PAST_USERS, _PAST_EVENTS = 50_000, 5_000_000
 _NEVER = int(np.iinfo(np.int64).max)
 
@@ -55,7 +54,8 @@ class Past:
     """Everybody's events before the cut-off, or a sample's; see ``Cohort``."""
 
     matrix: sparse.csr_array
-    users: npt.NDArray[np.generic]
+    users: npt.NDArray[Any]
+    events: int
     sequences: pa.Table
 
 
@@ -277,8 +277,11 @@ def read_past(db: duckdb.DuckDBPyConnection, encoders: ModalityEncoders, known: 
             "ts": pa.array(newest.ts).cast(pa.timestamp("us", "UTC")),
         }
     )
-    users_array = ids.to_numpy()
-    return Past(sparse.csr_array(matrix[:, known]), users_array, sequences)
+    ((n_events,),) = db.execute(
+        "SELECT count(*) FROM every_event WHERE us < getvariable('cutoff')"
+    ).fetchall()
+    past = sparse.csr_array(matrix[:, known])
+    return Past(past, ids.to_numpy(), int(n_events), sequences)
 
 
 def _by_item(start: Ints, end: Ints, item: Ints, weight: Float32, n_items: int) -> sparse.csr_array:
@@ -301,7 +304,7 @@ def _newest(start: Ints, end: Ints, item: Ints, us: Ints, known: Ints, n_all: in
     length = np.bincount(row, minlength=len(start))
     # From the last: how many of the row's entries come after this one.
     after = np.repeat(np.cumsum(length), length) - 1 - np.arange(len(at))
-    at, length = at[after < _NEWEST], np.minimum(length, _NEWEST)
+    at, length = at[after < MOST_EVENTS], np.minimum(length, MOST_EVENTS)
     offsets = np.concatenate([[0], np.cumsum(length)])
     return Histories(offsets, place[item[at]], us[at].astype("datetime64[us]"))
 

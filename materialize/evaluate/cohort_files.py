@@ -73,6 +73,7 @@ def load_cohort(folder: Path, encoders: ModalityEncoders) -> Cohort:
     return Cohort(
         name=meta["name"],
         cutoff=np.datetime64(meta["cutoff_us"], "us"),
+        vectors_cutoff=np.datetime64(meta["vectors_cutoff_us"], "us"),
         data_end=np.datetime64(meta["data_end_us"], "us"),
         horizon_days=meta["horizon_days"],
         fingerprint=meta["fingerprint"],
@@ -86,6 +87,7 @@ def load_cohort(folder: Path, encoders: ModalityEncoders) -> Cohort:
         profile={name: _texts(rows[f"profile {name}"]) for name in meta["profile"]},
         tag_names=tuple(meta["tag_names"]),
         catalogue=_catalogue(items, encoders),
+        past_events=meta["past_events"],
         past_users=_ids(pq.read_table(folder / "past_users.parquet")[USER_KEY]),
         sequences=pq.read_table(folder / "sequences.parquet"),
         history_sequences=Histories(
@@ -130,6 +132,8 @@ def _write(cohort: Cohort, folder: Path) -> None:
     meta = {
         "name": cohort.name,
         "cutoff_us": int(cohort.cutoff.astype(np.int64)),
+        "vectors_cutoff_us": int(cohort.vectors_cutoff.astype(np.int64)),
+        "past_events": cohort.past_events,
         "data_end_us": int(cohort.data_end.astype(np.int64)),
         "horizon_days": cohort.horizon_days,
         "fingerprint": cohort.fingerprint,
