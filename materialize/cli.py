@@ -15,6 +15,7 @@ import click
 
 from materialize.cli_compact import compact_command
 from materialize.cli_consumers import consumers_group
+from materialize.cli_evaluate import evaluate_command
 from materialize.cli_ledger import ledger_group
 from materialize.cli_materialize import materialize_command
 from materialize.cli_options import DRY_RUN, QUIET, REPO, SPACE, print_json
@@ -195,29 +196,13 @@ def train(repo: Path, no_resume: bool, quiet: bool) -> None:
 main.add_command(materialize_command)
 main.add_command(compact_command)
 main.add_command(consumers_group)
+main.add_command(evaluate_command)
 main.add_command(ledger_group)
 main.add_command(neighbours_group)
 main.add_command(similar_command)
 main.add_command(spaces_group)
 main.add_command(stream_group)
 main.add_command(study_group)
-
-
-@main.command()
-@REPO
-@SPACE
-def evaluate(repo: Path, space: int | None) -> None:
-    """Judge a space with a linear probe on a point-in-time training set."""
-    from materialize.evaluate.job import evaluate_space
-    from materialize.results import save_evaluation
-
-    context = _context(repo)
-    chosen = context.ledger.space(space)
-    evaluation = evaluate_space(context.store, context.settings, chosen)
-    probe = evaluation.probe.to_dict()
-    path = save_evaluation(context.settings, chosen, probe)
-    print_json(probe["groups"])
-    click.echo(f"Written to {path}", err=True)
 
 
 @main.command()

@@ -78,8 +78,8 @@ class ProbeTask:
     ) -> list[Measurement]:
         """Return the figures of the embedding and of the baselines; see ``Task.measure``."""
         labels = cohort_labels(cohort)
-        names = [RAW_POOLED, RAW_INPUTS, NETWORK, POPULARITY]
-        wanted = [name for name in names if models is None or name in models]
+        names = (RAW_POOLED, RAW_INPUTS, NETWORK, POPULARITY)
+        wanted = names if models is None else [name for name in names if name in models]
         features = {EMBEDDING: cohort.encode(encoder)}
         if RAW_POOLED in wanted:
             features[RAW_POOLED] = _pooled(cohort)

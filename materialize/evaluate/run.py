@@ -34,6 +34,7 @@ __all__ = [
     "SEEDS",
     "EvaluationResult",
     "chosen_tasks",
+    "cohort_facts",
     "evaluate",
     "measure_units",
     "space_folder",
@@ -152,7 +153,7 @@ def evaluate(
 
     names, left_out = chosen_tasks(tasks)
     cohort = build_cohort(settings, max_rows=max_rows, progress=progress)
-    check_leaks(cohort, encoder)
+    leaks = check_leaks(cohort, encoder)
     runnable: list[Task] = []
     for name in names:
         task = load_task(name, settings)
@@ -183,6 +184,7 @@ def evaluate(
             "embedding_dim": encoder.manifest.embedding_dim,
             **(facts or {}),
             "cohort": cohort_facts(cohort),
+            "leaks": leaks.to_dict(),
             "seeds": list(seeds),
             "n_resamples": n_resamples,
             "created_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -237,20 +239,27 @@ def measure_units(
     EvaluationFault
         A task refuses.
     """
-    units: list[Unit] = []
-    measured = 0
     plan = [(task, seed) for seed in seeds for task in tasks]
-    with tqdm(total=len(plan), desc="evaluate", unit="unit", disable=not progress) as bar:
-        for task, seed in plan:
-            unit = read_unit(folder, task.name, seed) if resume else None
+    there = [read_unit(folder, task.name, seed) if resume else None for task, seed in plan]
+    units: list[Unit] = []
+    missing = sum(unit is None for unit in there)
+    # Units that are there count as done from the start: the time left is that of the others.
+    with tqdm(
+        total=len(plan),
+        initial=len(plan) - missing,
+        desc="evaluate",
+        unit="unit",
+        disable=not progress,
+    ) as bar:
+        for (task, seed), found in zip(plan, there, strict=True):
+            unit = found
             if unit is None:
                 bar.set_postfix_str(f"{task.name}, seed {seed}")
                 unit = _measured(cohort, encoder, task, seed, models, n_resamples, bar)
                 write_unit(folder, unit)
-                measured += 1
+                bar.update()
             units.append(unit)
-            bar.update()
-    return units, measured
+    return units, missing
 
 
 def cohort_facts(cohort: Cohort) -> dict[str, Any]:
