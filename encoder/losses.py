@@ -1,4 +1,4 @@
-"""Reconstruction loss per block."""
+"""Loss per block, of the reconstruction and of what comes next."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class ReconstructionLoss(nn.Module):
     ) -> None:
         super().__init__()
         weights = weights or {}
-        names = [b.name for b in blocks]
+        names = self.names = tuple(b.name for b in blocks)
         unknown = sorted(set(weights) - set(names))
         if unknown:
             raise ValueError(

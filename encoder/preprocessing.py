@@ -50,6 +50,8 @@ class InputBlock:
     constant_loss : float
         Loss of the best constant guess on the training rows: 1 for standardised blocks, the
         entropy (nats) of a category. Dividing by it makes the blocks' losses comparable.
+    view : str
+        Raw view that the block is read from.
     """
 
     name: str
@@ -58,6 +60,7 @@ class InputBlock:
     stop: int
     mask: int
     constant_loss: float
+    view: str = ""
 
     @property
     def width(self) -> int:
@@ -359,7 +362,10 @@ def _layout(
     ]
     stops = np.cumsum(widths).tolist()
     return tuple(
-        InputBlock(b.name, b.kind, stop - width, stop, stops[-1] + k, entropies.get(b.name, 1.0))
+        InputBlock(
+            *(b.name, b.kind, stop - width, stop, stops[-1] + k, entropies.get(b.name, 1.0)),
+            view=b.column.split("__")[0],
+        )
         for k, (b, width, stop) in enumerate(zip(schema.blocks, widths, stops, strict=True))
     )
 

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -63,12 +63,15 @@ class RowSource:
     user_column : str
     batch_rows : int
         Most rows in memory at a time.
+    future : FeatureSchema, optional
+        Further columns: what comes next.
     """
 
     path: Path
     schema: FeatureSchema
     user_column: str = "user_id"
     batch_rows: int = 8192
+    future: FeatureSchema | None = None
 
     def files(self) -> list[Path]:
         """Return the Parquet files in reading order.
@@ -123,8 +126,8 @@ class RowSource:
         MalformedInput
             A list has another width than the schema's.
         """
-        schema = self.schema
-        names = [self.user_column, *schema.columns]
+        schema, further = self.schema, {} if self.future is None else self.future.array_columns
+        names = [self.user_column, *schema.columns, *further]
         for file in self.files():
             with pq.ParquetFile(file) as parquet:
                 lacking = sorted(set(names) - set(parquet.schema_arrow.names))
@@ -138,7 +141,7 @@ class RowSource:
                     if rows.num_rows:
                         yield batch_from_arrow(
                             rows,
-                            schema.array_columns,
+                            schema.array_columns | further,
                             schema.text_columns,
                             (*schema.as_of_columns, *schema.modality_columns),
                             self.user_column,
@@ -249,7 +252,7 @@ def cache_inputs(
     folder: Path,
     share: float = 0.1,
     progress: bool = True,
-    beside: Callable[[RawBatch], Float32] | None = None,
+    beside: Sequence[Callable[[RawBatch], Float32]] = (),
 ) -> CachedInputs:
     """Write the encoder inputs of all rows once, and return them; epochs then read only floats.
 
@@ -265,8 +268,8 @@ def cache_inputs(
         Share of users in ``validation``.
     progress : bool
         Show a progress bar on stderr.
-    beside : callable, optional
-        Raw rows -> float32 (n_rows, width): further columns, behind the encoder inputs.
+    beside : sequence of callable
+        Each raw rows -> float32 (n_rows, width): further columns, behind the encoder inputs.
 
     Raises
     ------
@@ -288,8 +291,8 @@ def cache_inputs(
         ):  # fmt: skip
             for batch in source.batches():
                 inputs = preprocessor.transform(batch)  # (n_rows, n_inputs)
-                if beside is not None:
-                    inputs = np.concatenate([inputs, beside(batch)], axis=1)
+                if beside:
+                    inputs = np.concatenate([inputs, *(add(batch) for add in beside)], axis=1)
                 inputs = inputs.astype("<f4", copy=False)
                 kept = held_out(batch.users, share)
                 training.write(inputs[~kept].data)

@@ -69,8 +69,9 @@ class TrainingResult:
 class _Losses(NamedTuple):
     """Losses of a batch.
 
-    ``rows`` float32 (n,): what is minimised. ``blocks`` float32 (n, n_blocks), as `BlockLosses`.
-    ``distances`` float32 (n,): unweighted, to the reference encoder; None without one.
+    ``rows`` float32 (n,): what is minimised. ``blocks`` float32 (n, n_blocks), as `BlockLosses`;
+    those of what comes next are last. ``distances`` float32 (n,): unweighted, to the reference
+    encoder; None without one.
     """
 
     rows: Tensor
@@ -85,23 +86,31 @@ class _Objective(nn.Module):
         self,
         model: DenoisingAutoencoder,
         loss: ReconstructionLoss,
+        prediction: ReconstructionLoss | None,
+        prediction_weight: float,
         compatibility: CompatibilityLoss | None,
-        weight: float,
+        compatibility_weight: float,
     ) -> None:
         super().__init__()
         self.model = model
         self.loss = loss
-        self.compatibility = compatibility
-        self.weight = weight
+        self.prediction, self.prediction_weight = prediction, prediction_weight
+        self.compatibility, self.compatibility_weight = compatibility, compatibility_weight
 
-    def forward(self, shown: Tensor, clean: Tensor, reference: Tensor) -> _Losses:
-        losses: BlockLosses = self.loss(self.model(shown).values, clean)
-        if self.compatibility is None:
-            return _Losses(losses.rows, losses.blocks, None)
-        # Of the clean row, as consumers get it. Of the corrupted one it would be cheaper, and the
-        # embedding would come out at a mean of what the hidden blocks may hold (ADR 0019).
-        distances: Tensor = self.compatibility(self.model.encoder(clean), reference)
-        return _Losses(losses.rows + self.weight * distances, losses.blocks, distances)
+    def forward(self, shown: Tensor, clean: Tensor, future: Tensor, reference: Tensor) -> _Losses:
+        output = self.model(shown)
+        losses: BlockLosses = self.loss(output.values, clean)
+        rows, blocks, distances = losses.rows, losses.blocks, None
+        if self.prediction is not None:
+            predicted: BlockLosses = self.prediction(output.future, future)
+            rows = rows + self.prediction_weight * predicted.rows
+            blocks = torch.cat([blocks, predicted.blocks], dim=1)  # (n, n_blocks + n_future)
+        if self.compatibility is not None:
+            # Of the clean row, as consumers get it. Of the corrupted one it would be cheaper, and
+            # the embedding would come out at a mean of what the hidden blocks may hold (ADR 0019).
+            distances = self.compatibility(self.model.encoder(clean), reference)
+            rows = rows + self.compatibility_weight * distances
+        return _Losses(rows, blocks, distances)
 
 
 def train(
@@ -110,6 +119,7 @@ def train(
     config: TrainingConfig,
     checkpoint_dir: Path,
     *,
+    future: Preprocessor | None = None,
     compatibility: Compatibility | None = None,
     resume: bool = True,
     progress: bool = True,
@@ -126,13 +136,17 @@ def train(
     Parameters
     ----------
     rows : RowSource
-        Parquet files; the table need not fit in memory.
+        Parquet files; the table need not fit in memory. With ``future``, it reads those columns
+        too (``rows.future``).
     preprocessor : Preprocessor
     config : TrainingConfig
     checkpoint_dir : Path
         Takes the checkpoint (three times the weights) and, while training runs, the encoder
-        inputs of all rows (``n_rows * n_inputs * 4`` bytes), beside them the reference encoder's
-        embeddings.
+        inputs of all rows (``n_rows * n_inputs * 4`` bytes), beside them what comes next and the
+        reference encoder's embeddings.
+    future : Preprocessor, optional
+        Of what comes next; predicted with weight ``config.prediction_weight`` beside the
+        reconstruction. None changes no bit of the result.
     compatibility : Compatibility, optional
         Stay close to an earlier encoder. None changes no bit of the result.
     resume : bool
@@ -153,12 +167,17 @@ def train(
         The reference encoder's embedding has another length.
     """
     blocks = preprocessor.input_slices
-    run = _fingerprint(rows, preprocessor, config, compatibility)
+    next_blocks = () if future is None else future.input_slices
+    run = _fingerprint(rows, preprocessor, config, future, compatibility)
     checkpoint_dir.mkdir(parents=True, exist_ok=True)
     checkpoint = checkpoint_dir / "checkpoint.safetensors"
-    content = _fingerprint(rows, preprocessor, config.held_out_share, compatibility)
+    content = _fingerprint(rows, preprocessor, config.held_out_share, future, compatibility)
     cache = checkpoint_dir / f"inputs-{content}"
-    beside = None if compatibility is None else compatibility.reference.encode
+    beside = [] if future is None else [future.transform]
+    beside += [] if compatibility is None else [compatibility.reference.encode]
+    # Where the columns of what comes next begin and end; the reference's embeddings follow.
+    n_inputs = preprocessor.n_inputs
+    columns_of = [n_inputs, n_inputs + (0 if future is None else future.n_inputs)]
 
     with placement(config.device) as place:
         show = progress and place.leads
@@ -167,12 +186,12 @@ def train(
         place.wait()
         inputs = cache_inputs(rows, preprocessor, cache, config.held_out_share, show, beside)
 
-        model = DenoisingAutoencoder(blocks, config.model)
+        model = DenoisingAutoencoder(blocks, config.model, next_blocks)
         corruption = Corruption(blocks, config.model).to(place.device)
         objective = _Objective(
             model,
-            ReconstructionLoss(blocks, config.block_weights),
-            *_compatibility_loss(compatibility, inputs.training, preprocessor, config),
+            *_block_losses(blocks, next_blocks, config),
+            *_compatibility_loss(compatibility, inputs.training, columns_of[1], config),
         )
         compiled = config.compile == "on" or (
             config.compile == "auto" and place.device.type == "cuda"
@@ -210,10 +229,10 @@ def train(
                         group["lr"] = rate
                     mine = batch[place.rank :: place.world_size]
                     columns = torch.from_numpy(mine).to(place.device, non_blocking=True)
-                    clean, reference = columns.tensor_split([preprocessor.n_inputs], dim=1)
+                    clean, *further = columns.tensor_split(columns_of, dim=1)
                     shown = corruption(clean, _generator(place, *order, at.step_in_epoch))
                     with place.autocast(config.precision):
-                        losses = synchronised(shown, clean, reference)
+                        losses = synchronised(shown, clean, *further)
                     # Gradients are averaged over processes; this makes them the batch's mean.
                     loss = losses.rows.sum() * (place.world_size / len(batch))
                     value = loss.item()
@@ -243,7 +262,7 @@ def train(
                 total = torch.tensor([at.loss_sum], dtype=torch.float64, device=place.device)
                 train_loss = place.summed(total).item() / (at.row_sum * place.world_size)
                 validation_loss, errors, distance = _validate(
-                    objective, corruption, inputs.validation, blocks, config, place
+                    objective, corruption, inputs.validation, columns_of, config, place
                 )
                 record = EpochRecord(
                     epoch=at.epoch + 1,
@@ -285,23 +304,43 @@ def train(
     )
 
 
+def _block_losses(
+    blocks: Sequence[InputBlock], next_blocks: Sequence[InputBlock], config: TrainingConfig
+) -> tuple[ReconstructionLoss, ReconstructionLoss | None, float]:
+    """Return the loss of the reconstruction, that of what comes next, and the latter's weight.
+
+    Raises
+    ------
+    ValueError
+        ``block_weights`` names no block, or leaves nothing to rebuild or to predict.
+    """
+    predicted = {b.name for b in next_blocks}
+    weights: tuple[dict[str, float], dict[str, float]] = ({}, {})
+    for name, weight in config.block_weights.items():
+        weights[name in predicted][name] = weight
+    rebuilt = ReconstructionLoss(blocks, weights[0])
+    if not next_blocks:
+        return rebuilt, None, 0.0
+    return rebuilt, ReconstructionLoss(next_blocks, weights[1]), config.prediction_weight
+
+
 def _compatibility_loss(
     compatibility: Compatibility | None,
     training: InputMatrix,
-    preprocessor: Preprocessor,
+    first: int,
     config: TrainingConfig,
 ) -> tuple[CompatibilityLoss | None, float]:
-    """Return the term and its weight; ``training`` holds the reference's embeddings last."""
+    """Return the term and its weight; the reference's embeddings begin at column ``first``."""
     if compatibility is None:
         return None, 0.0
-    width, expected = training.n_inputs - preprocessor.n_inputs, config.model.embedding_dim
+    width, expected = training.n_inputs - first, config.model.embedding_dim
     if width != expected:
         raise ValueError(
             f"embedding_dim {expected} given, the encoder to be compatible with "
             f"({compatibility.reference.encoder_version}) has {width}. Give both the same, or "
             "train without `compatibility` and serve a bridge."
         )
-    variance = variance_of(training, preprocessor.n_inputs)
+    variance = variance_of(training, first)
     return CompatibilityLoss(variance), compatibility.weight
 
 
@@ -321,32 +360,34 @@ def _validate(
     objective: _Objective,
     corruption: Corruption,
     matrix: InputMatrix,
-    blocks: Sequence[InputBlock],
+    columns_of: Sequence[int],
     config: TrainingConfig,
     place: Placement,
 ) -> tuple[float, dict[str, float], float | None]:
     """Return the loss under a fixed corruption; without any, block errors and the distance."""
     generator = _generator(place, config.seed, _VALIDATION)
+    terms = [t for t in (objective.loss, objective.prediction) if t is not None]
+    names = [name for term in terms for name in term.names]
     loss = torch.zeros(1, dtype=torch.float64, device=place.device)
     distance = torch.zeros_like(loss)
-    errors = torch.zeros(len(blocks), dtype=torch.float64, device=place.device)
+    errors = torch.zeros(len(names), dtype=torch.float64, device=place.device)
     present = torch.zeros_like(errors)
-    n_inputs = blocks[-1].stop + len(blocks)
     for batch in matrix.in_order(_VALIDATION_ROWS):
         columns = torch.from_numpy(batch).to(place.device)
-        clean, reference = columns.tensor_split([n_inputs], dim=1)
+        clean, *further = columns.tensor_split(list(columns_of), dim=1)
         with place.autocast(config.precision):
-            corrupted: _Losses = objective(corruption(clean, generator), clean, reference)
-            exact: _Losses = objective(clean, clean, reference)
+            corrupted: _Losses = objective(corruption(clean, generator), clean, *further)
+            exact: _Losses = objective(clean, clean, *further)
         loss += corrupted.rows.double().sum()
-        errors += exact.blocks.double().sum(dim=0)  # (n_blocks,)
-        present += clean[:, blocks[-1].stop :].double().sum(dim=0)  # (n_blocks,)
+        errors += exact.blocks.double().sum(dim=0)  # (n_blocks + n_future,)
+        masks = [c[:, t.n_values :] for t, c in zip(terms, (clean, *further), strict=False)]
+        present += torch.cat(masks, dim=1).double().sum(dim=0)  # (n_blocks + n_future,)
         if exact.distances is not None:
             distance += exact.distances.double().sum()
     loss, errors, distance = place.agreed(loss), place.agreed(errors), place.agreed(distance)
     return (
         loss.item() / matrix.n_rows,
-        {b.name: (e / n).item() for b, e, n in zip(blocks, errors, present, strict=True) if n > 0},
+        {name: (e / n).item() for name, e, n in zip(names, errors, present, strict=True) if n > 0},
         None if objective.compatibility is None else distance.item() / matrix.n_rows,
     )
 
@@ -355,14 +396,19 @@ def _fingerprint(
     rows: RowSource,
     preprocessor: Preprocessor,
     config: object,
+    future: Preprocessor | None,
     compatibility: Compatibility | None,
 ) -> str:
     """Return 12 hex digits of everything that decides the numbers."""
     arrays, state = preprocessor.state()
+    arrays = dict(arrays)
     if isinstance(config, TrainingConfig):
         # How often a run is saved does not change what it computes.
         config = {k: v for k, v in asdict(config).items() if k != "checkpoint_every_steps"}
     content = [rows.fingerprint(), preprocessor.schema.to_dict(), state, config]
+    if future is not None:
+        content.append(future.schema.to_dict())
+        arrays |= {f"future.{name}": array for name, array in future.state()[0].items()}
     if compatibility is not None:
         content.append([compatibility.reference.encoder_version, compatibility.weight])
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())

@@ -38,6 +38,10 @@ class TrainingConfig:
     """Largest gradient norm."""
     block_weights: Mapping[str, float] = field(default_factory=dict)
     """Block name -> relative weight in the loss; default 1."""
+    prediction_weight: float = 3.0
+    """Weight of the loss of what comes next, beside the reconstruction; 0: nothing is predicted."""
+    horizon_days: int | None = None
+    """Days after a row's newest event whose content is predicted; None: the evaluation's."""
     held_out_share: float = 0.1
     """Share of users whose rows decide when to stop, (0, 1)."""
     patience: int = 4
@@ -64,6 +68,14 @@ class TrainingConfig:
         for name in ("learning_rate", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} {getattr(self, name)} given, more than 0 expected.")
+        if self.horizon_days is not None and self.horizon_days < 1:
+            raise ValueError(
+                f"horizon_days {self.horizon_days} given, at least 1 or None expected."
+            )
+        if not self.prediction_weight >= 0:
+            raise ValueError(
+                f"prediction_weight {self.prediction_weight} given, at least 0 expected."
+            )
         if not 0.0 < self.held_out_share < 1.0:
             raise ValueError(f"held_out_share {self.held_out_share} given, (0, 1) expected.")
         if self.checkpoint_every_steps is not None and self.checkpoint_every_steps < 1:

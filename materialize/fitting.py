@@ -7,8 +7,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from encoder.errors import DataFault
 from encoder.modality import ModalityEncoders
 from encoder.schema import FeatureSchema
+from materialize.training_rows import future_of
 from transforms.names import USER_KEY
 
 if TYPE_CHECKING:
@@ -37,7 +39,8 @@ def fit_encoder(
     Parameters
     ----------
     rows : Path
-        Parquet of training rows: ``user_id`` and the schema's columns.
+        Parquet of training rows: ``user_id``, the schema's columns and, where anything is to be
+        predicted, what came next (``write_rows``).
     schema : FeatureSchema
         What the encoder reads; the file may hold more.
     config : TrainingConfig
@@ -59,7 +62,7 @@ def fit_encoder(
     Raises
     ------
     DataFault
-        The rows lack a column, or one part of the users has none.
+        The rows lack a column, or what is to be predicted, or one part of the users has none.
     TrainingFault
         The loss is not finite, or the checkpoint belongs to other data.
     ArtifactError
@@ -70,13 +73,24 @@ def fit_encoder(
     from encoder.rows import RowSource
     from encoder.training import train
 
-    source = RowSource(rows, schema, user_column=USER_KEY)
-    preprocessor = Preprocessor.fit(schema, source.batches("training", config.held_out_share))
+    predicted = future_of(rows) if config.prediction_weight > 0 else None
+    if predicted is None and config.prediction_weight > 0:
+        raise DataFault(
+            f"{rows.name} does not say what came next, and prediction_weight is "
+            f"{config.prediction_weight}. Write the rows with their future, or set it to 0."
+        )
+    source = RowSource(rows, schema, user_column=USER_KEY, future=predicted)
+    share = config.held_out_share
+    preprocessor = Preprocessor.fit(schema, source.batches("training", share))
+    future = None
+    if predicted is not None:
+        future = Preprocessor.fit(predicted, source.batches("training", share))
     result = train(
         source,
         preprocessor,
         config,
         folder,
+        future=future,
         compatibility=compatibility,
         resume=resume,
         progress=progress,

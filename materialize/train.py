@@ -5,19 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-from tqdm import tqdm
-
 from encoder.errors import DataFault
-from encoder.modality import ModalityEncoders
 from encoder.schema import FeatureSchema
 from encoder.store import ArtifactStore
 from materialize.batch import open_source
@@ -27,8 +21,8 @@ from materialize.features import current_data_fingerprint, current_modalities
 from materialize.fitting import fit_encoder
 from materialize.ledger import Ledger, Space
 from materialize.source import RawSource
-from transforms.layout import RawLayout
-from transforms.names import USER_KEY, request_context, stored_view, vector_form
+from materialize.training_rows import predicted_schema, raw_schema, with_future, write_rows
+from transforms.names import request_context, stored_view, vector_form
 from transforms.runtime import load_encoder
 
 if TYPE_CHECKING:
@@ -37,11 +31,9 @@ if TYPE_CHECKING:
     from encoder.compatibility import Compatibility
     from encoder.training import TrainingConfig
 
-__all__ = ["TrainReport", "raw_schema", "train_space", "training_config", "write_rows"]
+__all__ = ["TrainReport", "train_space", "training_config"]
 
 _log = logging.getLogger(__name__)
-
-_ROW_GROUP = 8_192
 
 
 @dataclass(frozen=True)
@@ -107,7 +99,13 @@ def train_space(
     schema = raw_schema(settings, modalities)
     compatibility = _compatibility(settings, ledger, schema, config.model.embedding_dim)
     source = open_source(store, settings, schema, end=dataset.evaluation.cutoff, history=True)
-    key = _key(source, schema, asdict(config) | _compatibility_facts(settings))
+    future = predicted_schema(settings, modalities, config)
+    fingerprint = current_data_fingerprint(settings.features_dir)
+    key = _key(
+        source,
+        schema,
+        asdict(config) | _future_facts(future, fingerprint) | _compatibility_facts(settings),
+    )
     folder = settings.data_dir / "training" / key
     if resume:
         for space in ledger.spaces():
@@ -116,9 +114,15 @@ def train_space(
                 ledger.register(space.encoder_version, space.artifact_url, space.facts)
                 _log.info("space %s was trained on the same rows and settings", space.number)
                 return _trained_before(settings, space, source, folder)
-    rows = write_rows(source, folder / "rows.parquet", schema, progress=progress)
+    path = folder / "rows.parquet"
+    if not path.exists():
+        source = with_future(
+            source, settings, modalities, config, folder / "future", progress=progress
+        )
+    rows = write_rows(source, path, schema, future=future, progress=progress)
+    shutil.rmtree(folder / "future", ignore_errors=True)
     artifact = fit_encoder(
-        folder / "rows.parquet",
+        path,
         schema,
         config,
         modalities,
@@ -132,7 +136,7 @@ def train_space(
             "training_rows": rows,
             "embedding_dim": config.model.embedding_dim,
             "training_key": key,
-            "data_fingerprint": current_data_fingerprint(settings.features_dir),
+            "data_fingerprint": fingerprint,
             **_compatibility_facts(settings),
         },
         data_cutoff=source.end,
@@ -225,10 +229,9 @@ def _compatibility_facts(settings: RepoSettings) -> dict[str, Any]:
     return {} if wanted is None else {"compatibility": wanted.model_dump()}
 
 
-def raw_schema(settings: RepoSettings, modalities: ModalityEncoders) -> FeatureSchema:
-    """Return the schema of a repository's raw features, all blocks."""
-    layout = RawLayout.of(settings.dataset, {m.name: m.dim for m in modalities.modalities})
-    return layout.schema(modalities.version)
+def _future_facts(future: FeatureSchema | None, data: str | None) -> dict[str, Any]:
+    """Return what decides the predicted values; nothing without any."""
+    return {} if future is None else {"future": future.to_dict(), "events": data}
 
 
 def _key(source: RawSource, schema: FeatureSchema, config: Mapping[str, Any]) -> str:
@@ -268,48 +271,6 @@ def _finish(settings: RepoSettings, space: Space, source: RawSource, folder: Pat
     """Make the new view readable and drop what only the training needed; safe to repeat."""
     ensure_readable(settings.offline_dir / stored_view(space.number), source.key_type)
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def write_rows(
-    source: RawSource,
-    path: Path,
-    schema: FeatureSchema,
-    *,
-    progress: bool,
-    keep: Callable[[pa.RecordBatch], pa.RecordBatch] | None = None,
-) -> int:
-    """Write the training rows once, ordered, so that equal data give an equal encoder.
-
-    Returns their number. A file that is there is kept. ``keep`` returns the rows of a batch that
-    are wanted; None: all.
-
-    Raises
-    ------
-    DataFault
-        There is no row before the source's end.
-    """
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".parquet.tmp")
-        columns = [USER_KEY, *schema.columns]
-        writer: pq.ParquetWriter | None = None
-        with tqdm(
-            total=source.count(), desc="training rows", unit="row", disable=not progress
-        ) as bar:
-            for batch in source.batches(batch_rows=_ROW_GROUP, ordered=True):
-                rows = (batch if keep is None else keep(batch)).select(columns)
-                if writer is None:
-                    writer = pq.ParquetWriter(temporary, rows.schema, compression="zstd")
-                writer.write_batch(rows, row_group_size=_ROW_GROUP)
-                bar.update(batch.num_rows)
-        if writer is None:
-            raise DataFault(
-                f"No raw feature row lies before the cut-off {source.end.isoformat()}. "
-                "Move evaluation.cutoff in dataset.yaml, then build the features again."
-            )
-        writer.close()
-        os.replace(temporary, path)
-    return int(pq.read_metadata(path).num_rows)
 
 
 def _tupled(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -158,6 +158,10 @@ class DayBuckets:
         """Number of user partitions; 0 before the first update."""
         return int(self._state.get("partitions", 0))
 
+    def partition_of(self, user: str) -> str:
+        """Return SQL of the partition that holds a user, for SQL of the user's id."""
+        return _partition(user, self.partitions)
+
     def update(self) -> DaySurvey:
         """Bucket the days that are new or changed, and return what all days hold.
 
@@ -238,8 +242,7 @@ class DayBuckets:
                  f"ts < make_timestamptz({(days[-1] + 1) * DAY_US})"  # fmt: skip
         if not everything:
             chosen += f" AND epoch_us(ts) // {DAY_US} IN ({', '.join(map(str, days))})"
-        # md5, unlike hash(), is the same in every release: a user's partition never moves.
-        part = f"(md5_number_lower(user_id::VARCHAR) % {partitions})::INTEGER"
+        part = _partition("user_id", partitions)
         events = (
             f"(SELECT *, (epoch_us(ts) // {DAY_US})::INTEGER AS day FROM {self._events} "
             f"WHERE {chosen})"
@@ -298,6 +301,11 @@ class DayBuckets:
             return None
         query = f"SELECT * FROM ({' UNION ALL '.join(parts)}) ORDER BY {order}"
         return arrow_table(connection, query)
+
+
+def _partition(user: str, partitions: int) -> str:
+    # md5, unlike hash(), is the same in every release: a user's partition never moves.
+    return f"(md5_number_lower({user}::VARCHAR) % {partitions})::INTEGER"
 
 
 def _name(number: int) -> str:

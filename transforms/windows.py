@@ -109,7 +109,7 @@ def activity_tables(
         return
     counts = _counts(data, row, layout.windows)
     known = encoders.index_of(data.items.dictionary) if known is None else known
-    daily = _daily_sums(data, known, encoders)
+    daily = daily_sums(data, known, encoders)
     order = np.argsort(snapshot, kind="stable")
     for start in range(0, len(row), rows_per_table):
         chunk = order[start : start + rows_per_table]
@@ -169,7 +169,7 @@ def picks_pooled(length: Ints, position: Ints, encoders: ModalityEncoders) -> Fl
             (np.ones(int(covered.sum()), np.float32), (user[covered], position[covered])),
             shape=(len(length), len(m.vectors)),
         )
-        parts.append(_mean(pick @ m.vectors, np.bincount(user[covered], minlength=len(length))))
+        parts.append(mean_of(pick @ m.vectors, np.bincount(user[covered], minlength=len(length))))
     return np.concatenate([*parts, length[:, None]], axis=1, dtype=np.float32)
 
 
@@ -209,7 +209,7 @@ def _counts(data: UserDays, row: Ints, windows: tuple[int, ...]) -> Floats:
         first = _window_start(data, row, days)
         c = k * len(COUNTS_PER_WINDOW)
         counts[:, c] = events[row + 1] - events[first]
-        counts[:, c + 1] = _runs(first, row, len(data.day), np.float64) @ weight
+        counts[:, c + 1] = runs_of_days(first, row, len(data.day), np.float64) @ weight
         counts[:, c + 2] = row + 1 - first
         counts[:, c + 3] = _distinct(previous, data.start[first], data.start[row + 1])
     c = len(windows) * len(COUNTS_PER_WINDOW)
@@ -248,7 +248,7 @@ def _distinct(previous: Ints, start: Ints, end: Ints) -> Ints:
     return np.cumsum(steps)[:-1]
 
 
-def _daily_sums(data: UserDays, known: Ints, encoders: ModalityEncoders) -> Floats:
+def daily_sums(data: UserDays, known: Ints, encoders: ModalityEncoders) -> Floats:
     """Return float32 (n_days, sum of (dim + clusters + 1)): one block of columns a modality.
 
     A block holds the weighted sum of the day's item vectors, the weight in each item cluster, and
@@ -281,20 +281,22 @@ def _pool(
     pooled: list[Floats] = []
     histogram: list[Floats] = []
     for days in layout.windows:
-        runs = _runs(_window_start(data, row, days), row, len(data.day), np.float32)
+        runs = runs_of_days(_window_start(data, row, days), row, len(data.day), np.float32)
         sums = runs @ daily  # (n_rows, daily width)
         column = 0
         for m in encoders.modalities:
             clusters = column + m.dim
             end = clusters + m.n_clusters
             covered = sums[:, end]
-            pooled.append(_mean(sums[:, column:clusters], covered))
-            histogram.append(_mean(sums[:, clusters:end], covered))
+            pooled.append(mean_of(sums[:, column:clusters], covered))
+            histogram.append(mean_of(sums[:, clusters:end], covered))
             column = end + 1
     return np.concatenate(pooled, axis=1), np.concatenate(histogram, axis=1)
 
 
-def _runs(first: Ints, last: Ints, n_days: int, dtype: type[np.floating]) -> sparse.csr_array:
+def runs_of_days(
+    first: Ints, last: Ints, n_days: int, dtype: type[np.floating]
+) -> sparse.csr_array:
     """Return the matrix (n_rows, n_days) with ones from ``first`` to ``last``, both included."""
     length = last - first + 1
     end = np.concatenate([[0], np.cumsum(length)])
@@ -302,7 +304,7 @@ def _runs(first: Ints, last: Ints, n_days: int, dtype: type[np.floating]) -> spa
     return sparse.csr_array((np.ones(len(index), dtype), index, end), shape=(len(first), n_days))
 
 
-def _mean(sums: Floats, weight: npt.NDArray[np.floating | np.integer]) -> Floats:
+def mean_of(sums: Floats, weight: npt.NDArray[np.floating | np.integer]) -> Floats:
     """Return ``sums`` (n, width) over ``weight`` (n,); zeros where the weight is 0."""
     scale = np.divide(1.0, weight, out=np.zeros(len(weight)), where=weight > 0)
     return np.asarray(sums * scale[:, None], np.float32)

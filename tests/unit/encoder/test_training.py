@@ -311,7 +311,8 @@ def test_two_processes_train_the_same_model_as_one(rows: RowSource, tmp_path: Pa
     """Under torchrun each process takes half of every batch; without corruption the result is that
     of one process up to rounding."""
     program = tmp_path / "program.py"
-    quiet = "model=replace(CONFIG.model, block_dropout=0.0, noise_std=0.0, unknown_rate=0.0), "
+    zero = "block_dropout=0.0, view_dropout=0.0, noise_std=0.0, unknown_rate=0.0"
+    quiet = f"model=replace(CONFIG.model, {zero}), "
     program.write_text(_PROGRAM.replace("max_epochs=12, ", "max_epochs=2, " + quiet))
     environ = os.environ | {"PYTHONPATH": python_path(ROOT), "OMP_NUM_THREADS": "1"}
     weights = []
