@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from encoder.modality import ModalityEncoders
 from materialize.fitting import fit_encoder
 from materialize.study.rows import StudyRows, narrow_rows
 from materialize.study.variant import Variant
+from materialize.training_rows import future_of
 
 if TYPE_CHECKING:
     from encoder.artifact import EncoderArtifact
@@ -39,7 +39,6 @@ def fit_unit(
     unit: Unit,
     rows: StudyRows,
     default: TrainingConfig,
-    modalities: ModalityEncoders,
 ) -> EncoderArtifact:
     """Train a unit's encoder.
 
@@ -59,12 +58,13 @@ def fit_unit(
     schema = variant.schema(rows.schema)
     path = rows.file(variant.age_days, progress=False)
     if schema != rows.schema:
-        path = narrow_rows(path, schema, folder / "rows.parquet")
+        future = variant.predicted(future_of(path))
+        path = narrow_rows(path, schema, future, folder / "rows.parquet")
     return fit_encoder(
         path,
         schema,
         variant.config(default, unit.seed),
-        modalities,
+        rows.modalities,
         folder / "checkpoint",
         facts={
             "study_unit": unit.name,

@@ -26,12 +26,15 @@ class Part:
         Whole blocks.
     elements : mapping of str to tuple of int
         Block name -> its elements that belong to the part: a window's counts.
+    modality : str or None
+        The part is all of a modality.
     """
 
     name: str
     title: str
     blocks: tuple[str, ...]
     elements: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    modality: str | None = None
 
 
 def parts_of(schema: FeatureSchema) -> tuple[Part, ...]:
@@ -63,7 +66,7 @@ def _parts(schema: FeatureSchema) -> Iterator[Part]:
     for modality in modalities if len(modalities) > 1 else ():
         own = [name for name, m in places.items() if m["modality"] == modality]
         own += [b.name for b in schema.blocks if b.name == f"{modality}_onboarding"]
-        yield Part(modality, f"modality {modality}", tuple(own))
+        yield Part(modality, f"modality {modality}", tuple(own), modality=modality)
     for place, days in enumerate(windows if len(windows) > 1 else ()):
         blocks = tuple(name for name, m in places.items() if m["days"] == days)
         first = place * len(COUNTS_PER_WINDOW)

@@ -6,14 +6,13 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from encoder.modality import ModalityEncoders
 from materialize.config import RepoSettings
 from materialize.evaluate.tasks import TASKS
 from materialize.evaluate.units import unit_path
@@ -22,7 +21,8 @@ from materialize.study.fit import Unit
 from materialize.study.rows import StudyRows
 from materialize.study.studies import Study, find_study
 from materialize.study.variant import Variant
-from materialize.train import raw_schema, training_config
+from materialize.train import training_config
+from materialize.training_rows import raw_schema
 from transforms.clean import CleanTables
 
 if TYPE_CHECKING:
@@ -85,7 +85,6 @@ class StudyPlan:
     rows : StudyRows
     config : TrainingConfig
         Of the default variant.
-    modalities : ModalityEncoders
     folder : Path
         Takes what is found; the same data and settings have the same folder.
     """
@@ -95,7 +94,6 @@ class StudyPlan:
     judging: Judging
     rows: StudyRows
     config: TrainingConfig
-    modalities: ModalityEncoders
     folder: Path
 
     def unit_folder(self, unit: Unit) -> Path:
@@ -209,7 +207,13 @@ def plan_study(
     schema = raw_schema(settings, modalities)
     chosen = study.choose(schema, config, variants)
     folder = settings.data_dir / "studies" / name
-    rows = StudyRows(store, settings, schema, folder / "rows", max_training_rows)
+    # A variant may predict where the default does not: the rows must say what came next then.
+    predicting = max(
+        (variant.config(config, 0) for variant in chosen), key=lambda c: c.prediction_weight
+    )
+    rows = StudyRows(
+        store, settings, schema, modalities, predicting, folder / "rows", max_training_rows
+    )
     content = [
         rows.source().fingerprint,
         CleanTables(settings.data_dir).fingerprint(),
@@ -224,9 +228,8 @@ def plan_study(
         study,
         tuple(units),
         judging,
-        StudyRows(store, settings, schema, folder / key / "rows", max_training_rows),
+        replace(rows, folder=folder / key / "rows"),
         config,
-        modalities,
         folder / key,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -15,15 +16,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from encoder.modality import ModalityEncoders
 from encoder.schema import FeatureSchema
 from materialize.batch import open_source
 from materialize.config import RepoSettings
 from materialize.source import RawSource
-from materialize.train import write_rows
+from materialize.training_rows import (
+    future_note,
+    predicted_schema,
+    with_future,
+    write_rows,
+)
 from transforms.names import USER_KEY
 
 if TYPE_CHECKING:
     from feast import FeatureStore
+
+    from encoder.training_config import TrainingConfig
 
 __all__ = ["StudyRows", "narrow_rows"]
 
@@ -41,6 +50,10 @@ class StudyRows:
     settings : RepoSettings
     schema : FeatureSchema
         Of the raw features, all blocks.
+    modalities : ModalityEncoders
+        Those that the raw features were built with.
+    config : TrainingConfig
+        Says what of the days after a row is kept beside it, for a training that predicts it.
     folder : Path
         Takes the files.
     max_rows : int
@@ -51,6 +64,8 @@ class StudyRows:
     store: FeatureStore
     settings: RepoSettings
     schema: FeatureSchema
+    modalities: ModalityEncoders
+    config: TrainingConfig
     folder: Path
     max_rows: int
 
@@ -72,27 +87,54 @@ class StudyRows:
         DataFault
             There is no raw row before that end.
         """
-        path = self.folder / f"rows-age{age_days}.parquet"
+        future = predicted_schema(self.settings, self.modalities, self.config)
+        kind = "rows" if future is None else "rows-and-future"
+        path = self.folder / f"{kind}-age{age_days}.parquet"
         if not path.exists():
             source = self.source(age_days)
             share = min(1.0, self.max_rows / max(source.count(), 1))
             keep = None if share == 1.0 else partial(_of_sample, share=share)
-            write_rows(source, path, self.schema, progress=progress, keep=keep)
+            beside = self.folder / f"future-age{age_days}"
+            source = with_future(
+                source, self.settings, self.modalities, self.config, beside, progress=progress
+            )
+            write_rows(source, path, self.schema, future=future, progress=progress, keep=keep)
+            shutil.rmtree(beside, ignore_errors=True)
         return path
 
 
-def narrow_rows(rows: Path, schema: FeatureSchema, target: Path) -> Path:
-    """Write the columns that ``schema`` reads, lists as short as it reads them; return ``target``.
+def narrow_rows(
+    rows: Path, schema: FeatureSchema, future: FeatureSchema | None, target: Path
+) -> Path:
+    """Write the columns that two schemas read, lists as short as they read them.
 
     A file that is there is kept. A schema that lacks the last blocks of a list reads a shorter one,
     and training refuses rows whose lists are longer than the schema says.
+
+    Parameters
+    ----------
+    rows : Path
+        Training rows.
+    schema : FeatureSchema
+        What the encoder reads.
+    future : FeatureSchema or None
+        What it predicts.
+    target : Path
+
+    Returns
+    -------
+    Path
+        ``target``.
     """
     if target.exists():
         return target
     widths = schema.array_columns | schema.text_columns
+    names = [USER_KEY, *schema.columns]
+    if future is not None:
+        widths |= future.array_columns
+        names += future.columns
     temporary = target.with_suffix(".parquet.tmp")
     with pq.ParquetFile(rows) as parquet:
-        names = [USER_KEY, *(name for name in schema.columns)]
         writer: pq.ParquetWriter | None = None
         for batch in parquet.iter_batches(_BATCH_ROWS, columns=names):
             table = pa.table(
@@ -102,7 +144,8 @@ def narrow_rows(rows: Path, schema: FeatureSchema, target: Path) -> Path:
                 }
             )
             if writer is None:
-                writer = pq.ParquetWriter(temporary, table.schema, compression="zstd")
+                noted = table.schema.with_metadata(future_note(future))
+                writer = pq.ParquetWriter(temporary, noted, compression="zstd")
             writer.write_table(table, row_group_size=_BATCH_ROWS)
         if writer is not None:
             writer.close()

@@ -122,7 +122,7 @@ def _runnable(name: str, settings: RepoSettings, cohort: Cohort) -> Task:
 def _do(plan: StudyPlan, unit: Unit, cohort: Cohort, tasks: Sequence[Task]) -> None:
     """Train a unit, judge it, and keep both; the file that tells of the training comes last."""
     began = time.perf_counter()
-    artifact = fit_unit(unit, plan.rows, plan.config, plan.modalities)
+    artifact = fit_unit(unit, plan.rows, plan.config)
     check_leaks(cohort, artifact)
     measure_units(
         cohort,

@@ -107,6 +107,7 @@ def _ablations(schema: FeatureSchema, config: TrainingConfig) -> Iterable[Varian
             f"without {part.title}",
             drop=part.blocks,
             drop_elements=part.elements,
+            modality=part.modality,
         )
 
 
@@ -141,6 +142,13 @@ def _weighting(schema: FeatureSchema, config: TrainingConfig) -> Iterable[Varian
                 name: 3.0 * config.block_weights.get(name, 1.0) for name in part.blocks
             }
             yield Variant(f"3x_{part.name}", f"{part.title} x 3", training={"block_weights": heavy})
+
+
+def _prediction(schema: FeatureSchema, config: TrainingConfig) -> Iterable[Variant]:
+    for weight in (0.0, 1.0, 3.0, 10.0):
+        title = f"weight {weight:g}" if weight else "nothing predicted"
+        change = {"prediction_weight": weight}
+        yield Variant(f"weight-{weight:g}", title, training=change, x=weight)
 
 
 def _cadence(schema: FeatureSchema, config: TrainingConfig) -> Iterable[Variant]:
@@ -182,6 +190,13 @@ _ALL = (
         None,
         (0, 1),
         _weighting,
+    ),
+    Study(
+        "prediction",
+        "How much should the encoder learn to predict what comes next, beside the reconstruction?",
+        "weight of the prediction",
+        (0, 1),
+        _prediction,
     ),
     Study(
         "cadence",

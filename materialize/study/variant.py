@@ -35,6 +35,9 @@ class Variant:
     drop_elements : mapping of str to tuple of int
         Block name -> elements of the block that it does not know; ``counts`` and ``numbers`` only,
         because the elements of other kinds are one thing.
+    modality : str or None
+        A modality that there is not: with its blocks gone from ``drop``, what comes next of it is
+        not predicted either.
     model, training : mapping of str to object
         Fields of ``AutoencoderConfig`` and ``TrainingConfig`` that differ.
     age_days : int
@@ -47,6 +50,7 @@ class Variant:
     title: str
     drop: tuple[str, ...] = ()
     drop_elements: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    modality: str | None = None
     model: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     age_days: int = 0
@@ -74,6 +78,14 @@ class Variant:
             if block.name not in self.drop:
                 left += self._rest(block)
         return replace(whole, blocks=tuple(left))
+
+    def predicted(self, future: FeatureSchema | None) -> FeatureSchema | None:
+        """Return the blocks that training predicts, of those that the training rows hold."""
+        if future is None or self.modality is None:
+            return future
+        own = tuple(f"{self.modality}_{part}" for part in ("next_", "interests_next_"))
+        left = tuple(b for b in future.blocks if not b.name.startswith(own))
+        return replace(future, blocks=left)
 
     def config(self, default: TrainingConfig, seed: int) -> TrainingConfig:
         """Return the training's settings, ``seed`` for weights, order of rows and corruption.

@@ -10,6 +10,7 @@ from encoder.training_config import TrainingConfig
 from materialize.study.parts import parts_of
 from materialize.study.studies import STUDIES, find_study
 from materialize.study.variant import DEFAULT, Variant
+from transforms.future import future_schema
 from transforms.layout import Modality, RawLayout
 
 LAYOUT = RawLayout(
@@ -48,6 +49,16 @@ def test_without_a_modality_none_of_its_vectors_is_left() -> None:
         "content_7d", "content_interests_7d", "content_30d", "content_interests_30d",
         "content_onboarding",
     }  # fmt: skip
+
+
+def test_without_a_modality_nothing_of_it_is_predicted_either() -> None:
+    (_, variant) = find_study("ablations").choose(SCHEMA, CONFIG, ["no_content"])
+    left = variant.predicted(future_schema(LAYOUT, 7, "m1"))
+    assert left is not None
+    assert _names(left) == {
+        "collaborative_next_7d", "collaborative_interests_next_7d", "counts_next_7d",
+    }  # fmt: skip
+    assert variant.predicted(None) is None
 
 
 def test_without_a_window_its_counts_are_gone_too() -> None:
