@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -73,6 +74,16 @@ class Pairs:
             return np.zeros(len(self), np.float32)
         return -np.asarray(self.log_q, np.float32)
 
+    @classmethod
+    def together(cls, parts: Sequence[Pairs]) -> Pairs:
+        """Return the pairs of several samplings one after the other, to be fitted as one."""
+        return cls(
+            np.concatenate([p.row for p in parts]),
+            np.concatenate([p.item for p in parts]),
+            np.concatenate([p.y for p in parts]),
+            np.concatenate([-p.offset for p in parts]),
+        )
+
     def take(self, chosen: npt.NDArray[Any]) -> Pairs:
         """Return the pairs at these positions, or where a mask is true."""
         return Pairs(
@@ -85,14 +96,12 @@ class Pairs:
 
 @runtime_checkable
 class UserModel(Protocol):
-    """A representation of users, read by the common light head and by tasks on neighbours.
+    """A representation of users, read by the common light head and by tasks on neighbours."""
 
-    Attributes
-    ----------
-    name : str
-    """
-
-    name: str
+    @property
+    def name(self) -> str:
+        """As in the registry."""
+        ...
 
     def vectors(self, cohort: Cohort, encoder: EncoderArtifact, seed: int) -> Float32:
         """Return float32 (n_rows, k), finite: what is known of each row's user at its moment."""
@@ -101,17 +110,17 @@ class UserModel(Protocol):
 
 @runtime_checkable
 class PairModel(Protocol):
-    """Scores pairs of a row and an item.
+    """Scores pairs of a row and an item."""
 
-    Attributes
-    ----------
-    name : str
-    task_specific : bool
-        True: trained end to end for this task alone, so it is a bar and not a rival in kind.
-    """
+    @property
+    def name(self) -> str:
+        """As in the registry."""
+        ...
 
-    name: str
-    task_specific: bool
+    @property
+    def task_specific(self) -> bool:
+        """True: trained end to end for this task alone; it is a bar and not a rival in kind."""
+        ...
 
     def fit(self, cohort: Cohort, encoder: EncoderArtifact, pairs: Pairs, seed: int) -> None:
         """Fit on pairs of training rows.
@@ -130,17 +139,17 @@ class PairModel(Protocol):
 
 @runtime_checkable
 class FullRanker(Protocol):
-    """Scores every item of the catalogue for chosen rows.
+    """Scores every item of the catalogue for chosen rows."""
 
-    Attributes
-    ----------
-    name : str
-    task_specific : bool
-        As of a pair model.
-    """
+    @property
+    def name(self) -> str:
+        """As in the registry."""
+        ...
 
-    name: str
-    task_specific: bool
+    @property
+    def task_specific(self) -> bool:
+        """As of a pair model."""
+        ...
 
     def fit(self, cohort: Cohort, encoder: EncoderArtifact, seed: int) -> None:
         """Fit on events before the cut-off and, where it learns from them, training rows' futures.

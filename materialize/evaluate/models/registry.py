@@ -104,7 +104,7 @@ MODELS: dict[str, ModelInfo] = {
     "popularity": ModelInfo(
         "Popularity",
         False,
-        {"pairs": "popularity:pairs", "ranking": "popularity:Popularity"},
+        {"pairs": "popularity:PopularityPairs", "ranking": "popularity:Popularity"},
     ),
     "mean_cosine": ModelInfo(
         "Mean item vectors, cosine",

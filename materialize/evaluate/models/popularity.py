@@ -1,0 +1,59 @@
+"""Popularity: what most consumed, for everybody."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from materialize.evaluate.models.base import Pairs, check_pairs
+from materialize.evaluate.models.priors import FittedPrior
+
+if TYPE_CHECKING:
+    from encoder.artifact import EncoderArtifact
+    from materialize.evaluate.cohort import Cohort
+
+__all__ = ["Popularity", "PopularityPairs"]
+
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+
+
+class Popularity:
+    """Ranks items by the number of events before the cut-off.
+
+    State: ``log_popularity`` float64 (n_items,).
+    """
+
+    name = "popularity"
+    task_specific = False
+
+    def fit(self, cohort: Cohort, encoder: EncoderArtifact, seed: int) -> None:
+        """Count; nothing is learned."""
+        self.log_popularity = np.log1p(cohort.catalogue.popularity)
+
+    def scores(self, rows: Int64) -> Float32:
+        """Return the same float32 row for everybody, (len(rows), n_items), read-only."""
+        return np.broadcast_to(
+            self.log_popularity.astype(np.float32), (len(rows), len(self.log_popularity))
+        )
+
+
+class PopularityPairs:
+    """Log odds of a pair by what the item is to everybody: the prior that all models weigh.
+
+    State: ``prior``, fitted on training pairs. A second ``fit`` replaces it.
+    """
+
+    name = "popularity"
+    task_specific = False
+
+    def fit(self, cohort: Cohort, encoder: EncoderArtifact, pairs: Pairs, seed: int) -> None:
+        """Fit slopes and constant. Raises as every pair model does."""
+        check_pairs(cohort, pairs)
+        self.prior = FittedPrior(cohort, pairs)
+
+    def score(self, row: Int64, item: Int64) -> Float32:
+        """Return log odds float32 (n_pairs,), the same for all test rows."""
+        return self.prior.logits(row, item).astype(np.float32)
