@@ -111,6 +111,11 @@ def future_of(rows: Path) -> FeatureSchema | None:
     return None if note is None else FeatureSchema.from_dict(json.loads(note))
 
 
+def future_note(future: FeatureSchema | None) -> dict[bytes, bytes] | None:
+    """Return the metadata by which a file of training rows tells what comes next it holds."""
+    return None if future is None else {_NOTE: json.dumps(future.to_dict()).encode()}
+
+
 def with_future(
     source: RawSource,
     settings: RepoSettings,
@@ -233,8 +238,3 @@ def _layout(settings: RepoSettings, modalities: ModalityEncoders) -> RawLayout:
 
 def _days(settings: RepoSettings, config: TrainingConfig) -> int:
     return config.horizon_days or settings.dataset.evaluation.horizon_days
-
-
-def future_note(future: FeatureSchema | None) -> dict[bytes, bytes] | None:
-    """Return the metadata by which a file of training rows tells what comes next it holds."""
-    return None if future is None else {_NOTE: json.dumps(future.to_dict()).encode()}

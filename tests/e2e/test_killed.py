@@ -157,7 +157,8 @@ def test_a_killed_run_leaves_the_earlier_state_served_and_completes_when_repeate
 
 
 TRAINING_STEPS = {
-    "training rows are written": Step("materialize.train", "os.replace", "before"),
+    "what came next is written": Step("materialize.training_rows", "os.replace", "before"),
+    "training rows are written": Step("materialize.training_rows", "os.replace", "before", 2),
     "an epoch is done": Step("encoder.progress", "write_checkpoint", "after", 2),
     "the artifact is saved": Step("encoder.store", "ArtifactStore.save", "before"),
     "the space is registered": Step("materialize.ledger", "Ledger.register", "before"),

@@ -29,7 +29,7 @@ def _generator(seed: int = 0) -> torch.Generator:
 
 
 def _corrupt(inputs: torch.Tensor = INPUTS, **config: float) -> torch.Tensor:
-    quiet = {"block_dropout": 0.0, "noise_std": 0.0, "unknown_rate": 0.0}
+    quiet = {"block_dropout": 0.0, "view_dropout": 0.0, "noise_std": 0.0, "unknown_rate": 0.0}
     settings = AutoencoderConfig(**(quiet | config))  # type: ignore[arg-type]
     corrupted: torch.Tensor = Corruption(BLOCKS, settings)(inputs, _generator())
     return corrupted
@@ -59,6 +59,28 @@ def test_blocks_are_hidden_at_the_stated_rate() -> None:
     clean = INPUTS[INPUTS[:, N_VALUES:].all(dim=1)].repeat(50, 1)
     kept = _corrupt(clean, block_dropout=0.2)[:, N_VALUES:].sum() / clean[:, N_VALUES:].sum()
     assert kept.item() == pytest.approx(0.8, abs=0.02)
+
+
+def test_views_are_hidden_whole_at_the_stated_rate_and_one_stays() -> None:
+    views = [b.view for b in BLOCKS]
+    assert set(views) == {"user_activity", "user_profile"}
+    clean = INPUTS[INPUTS[:, N_VALUES:].all(dim=1)].repeat(200, 1)
+    shown = _corrupt(clean, view_dropout=0.3)[:, N_VALUES:]
+    for name in set(views):
+        own = shown[:, [view == name for view in views]]
+        assert torch.equal(own.any(dim=1), own.all(dim=1))
+        # Hidden itself (0.3), but not when it is the luckier of two hidden ones (0.3 * 0.3 / 2).
+        assert own.any(dim=1).float().mean().item() == pytest.approx(1 - 0.3 + 0.045, abs=0.02)
+    assert shown.any(dim=1).all()
+
+
+def test_a_row_of_one_view_keeps_it() -> None:
+    activity = torch.tensor([float(b.view == "user_activity") for b in BLOCKS])
+    alone = INPUTS.clone()
+    for b, keep in zip(BLOCKS, activity.tolist(), strict=True):
+        alone[:, b.start : b.stop] *= keep
+    alone[:, N_VALUES:] *= activity
+    assert torch.equal(_corrupt(alone, view_dropout=0.9), alone)
 
 
 def test_noise_falls_on_present_values_that_are_not_categories() -> None:
@@ -105,6 +127,18 @@ def test_weights_follow_from_the_seed() -> None:
     assert not torch.equal(weights(3), weights(4))
 
 
+def test_predicting_draws_no_other_weights_for_the_rest() -> None:
+    plain = DenoisingAutoencoder(BLOCKS, AutoencoderConfig())
+    model = DenoisingAutoencoder(BLOCKS, AutoencoderConfig(), BLOCKS[:2])
+    added = set(model.state_dict()) - set(plain.state_dict())
+    assert added == {"predictor.0.weight", "predictor.0.bias"}
+    for name, weight in plain.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight)
+    output = model(INPUTS[:5])
+    assert output.future.shape == (5, BLOCKS[1].stop)
+    assert plain(INPUTS[:5]).future is None
+
+
 def test_selu_layers_keep_mean_and_variance() -> None:
     """Klambauer et al. 2017: standard normal inputs stay near mean 0 and variance 1."""
     blocks = (InputBlock("x", "pooled", 0, 299, 299, 1.0),)
@@ -135,6 +169,7 @@ def test_an_embedding_does_not_depend_on_who_else_is_in_the_batch(
         ({"embedding_dim": 0}, "embedding_dim 0"),
         ({"hidden": ()}, r"hidden \(\)"),
         ({"block_dropout": 1.0}, r"block_dropout 1.0 given, \[0, 1\) expected"),
+        ({"view_dropout": 1.0}, r"view_dropout 1.0 given, \[0, 1\) expected"),
         ({"unknown_rate": -0.1}, "unknown_rate -0.1"),
         ({"noise_std": -1.0}, "noise_std -1.0"),
     ],
