@@ -171,7 +171,8 @@ def _differing(matrix: sparse.csr_array, events: Histories) -> npt.NDArray[np.in
     """
     length = np.diff(events.offsets)
     ones = np.ones(len(events.item), np.int32)
-    known = sparse.csr_array((ones, events.item, events.offsets), shape=matrix.shape)
+    # A copy: summing duplicates up works in place, and these arrays are the cohort's.
+    known = sparse.csr_array((ones, events.item, events.offsets), shape=matrix.shape, copy=True)
     known.sum_duplicates()
     both = np.asarray((known.astype(np.bool_).multiply(matrix.astype(np.bool_))).sum(axis=1))
     held, given = np.diff(known.indptr), np.diff(matrix.indptr)
