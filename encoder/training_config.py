@@ -40,8 +40,9 @@ class TrainingConfig:
     """Block name -> relative weight in the loss; default 1."""
     prediction_weight: float = 3.0
     """Weight of the loss of what comes next, beside the reconstruction; 0: nothing is predicted."""
-    horizon_days: int | None = None
-    """Days after a row's newest event whose content is predicted; None: the evaluation's."""
+    prediction_days: tuple[int, ...] | None = None
+    """Lengths of the spans after a row's newest event that are predicted, in days; None: the
+    evaluation's horizon, and four times that."""
     held_out_share: float = 0.1
     """Share of users whose rows decide when to stop, (0, 1)."""
     patience: int = 4
@@ -68,9 +69,10 @@ class TrainingConfig:
         for name in ("learning_rate", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} {getattr(self, name)} given, more than 0 expected.")
-        if self.horizon_days is not None and self.horizon_days < 1:
+        days = self.prediction_days
+        if days is not None and (not days or min(days) < 1 or len(set(days)) < len(days)):
             raise ValueError(
-                f"horizon_days {self.horizon_days} given, at least 1 or None expected."
+                f"prediction_days {list(days)} given, different numbers of at least 1 expected."
             )
         if not self.prediction_weight >= 0:
             raise ValueError(

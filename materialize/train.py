@@ -175,7 +175,7 @@ def training_config(settings: RepoSettings) -> TrainingConfig:
     try:
         model = AutoencoderConfig(**_tupled(seed | settings.file.autoencoder))
         part = "training"
-        return TrainingConfig(model=model, **(seed | settings.file.training))
+        return TrainingConfig(model=model, **_tupled(seed | settings.file.training))
     except (TypeError, ValueError) as exc:
         raise DataFault(
             f"{settings.repo / CONFIG_FILE}, {part}: {exc} Correct the field: "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,8 @@ __all__ = [
 ]
 
 _ROW_GROUP = 8_192
+_LONGER = 4
+"""Times the evaluation's horizon: the second span, where the settings name none."""
 _NOTE = b"palate.future"
 
 
@@ -56,8 +58,9 @@ def predicted_schema(
     """Return the blocks that training predicts; None: the settings ask for no prediction."""
     if config.prediction_weight == 0:
         return None
-    days = _days(settings, config)
-    return future_schema(_layout(settings, modalities), days, modalities.version)
+    return future_schema(
+        _layout(settings, modalities), _spans(settings, config), modalities.version
+    )
 
 
 def write_rows(
@@ -154,8 +157,8 @@ def with_future(
     """
     if config.prediction_weight == 0:
         return source
-    layout, days = _layout(settings, modalities), _days(settings, config)
-    schema = future_schema(layout, days, modalities.version)
+    layout, spans = _layout(settings, modalities), _spans(settings, config)
+    schema = future_schema(layout, spans, modalities.version)
     if not folder.exists():
         clean = CleanTables(settings.data_dir)
         clean.require()
@@ -166,7 +169,7 @@ def with_future(
             bytes_per_day=bytes_per_day(layout),
         )
         buckets.update()
-        _write_future(source, buckets, modalities, days, folder, progress=progress)
+        _write_future(source, buckets, modalities, spans, folder, progress=progress)
     fields = tuple(name.split("__")[1] for name in schema.columns)
     return RawSource(
         [*source.views, RawView(FUTURE, folder, fields, EVENT_TIME, CREATED, source.key)],
@@ -182,7 +185,7 @@ def _write_future(
     source: RawSource,
     buckets: DayBuckets,
     modalities: ModalityEncoders,
-    days: int,
+    spans: Sequence[int],
     folder: Path,
     *,
     progress: bool,
@@ -203,7 +206,9 @@ def _write_future(
             chosen = arrow_table(db, query)
         data = buckets.load(partition, pc.min(chosen.column("first")).as_py())
         writer: pq.ParquetWriter | None = None
-        for table in future_tables(chosen, data, modalities, days=days, end=as_utc_day(source.end)):
+        for table in future_tables(
+            chosen, data, modalities, spans=spans, end=as_utc_day(source.end)
+        ):
             if writer is None:
                 path = temporary / f"{partition:05d}.parquet"
                 writer = pq.ParquetWriter(path, table.schema, compression="zstd")
@@ -236,5 +241,6 @@ def _layout(settings: RepoSettings, modalities: ModalityEncoders) -> RawLayout:
     return RawLayout.of(settings.dataset, {m.name: m.dim for m in modalities.modalities})
 
 
-def _days(settings: RepoSettings, config: TrainingConfig) -> int:
-    return config.horizon_days or settings.dataset.evaluation.horizon_days
+def _spans(settings: RepoSettings, config: TrainingConfig) -> tuple[int, ...]:
+    days = settings.dataset.evaluation.horizon_days
+    return config.prediction_days or (days, _LONGER * days)

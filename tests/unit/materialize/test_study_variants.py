@@ -53,7 +53,7 @@ def test_without_a_modality_none_of_its_vectors_is_left() -> None:
 
 def test_without_a_modality_nothing_of_it_is_predicted_either() -> None:
     (_, variant) = find_study("ablations").choose(SCHEMA, CONFIG, ["no_content"])
-    left = variant.predicted(future_schema(LAYOUT, 7, "m1"))
+    left = variant.predicted(future_schema(LAYOUT, (7,), "m1"))
     assert left is not None
     assert _names(left) == {
         "collaborative_next_7d", "collaborative_interests_next_7d", "counts_next_7d",
