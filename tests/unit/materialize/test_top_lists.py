@@ -89,3 +89,8 @@ def test_an_empty_place_is_no_hit_of_the_row_before() -> None:
 def test_bad_input_is_refused_with_what_was_given(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_scores_that_must_not_be_written_are_read() -> None:
+    shared = np.broadcast_to(np.array([1.0, 3.0, 2.0], np.float32), (2, 3))
+    assert top_lists(shared, 2, np.arange(3)).tolist() == [[1, 2], [1, 2]]
