@@ -28,10 +28,12 @@ from encoder.schema import FeatureSchema
 from encoder.training import TrainingConfig, train
 from tests.startup import python_path
 from tests.strategies import VERSION, random_batch, take, to_table
+from transforms.future import future_schema
 from transforms.layout import Modality, RawLayout
 
 ROOT = Path(__file__).parents[3]
-SCHEMA = RawLayout((Modality("collaborative", 4, 3),), (7,), categories=("gender",)).schema(VERSION)
+LAYOUT = RawLayout((Modality("collaborative", 4, 3),), (7,), categories=("gender",))
+SCHEMA, FUTURE = LAYOUT.schema(VERSION), future_schema(LAYOUT, (3, 9), VERSION)
 CONFIG = TrainingConfig(
     model=AutoencoderConfig(8, (16,)),
     batch_size=32,
@@ -71,6 +73,20 @@ def _same(a: object, b: object) -> bool:
 
 def _fit(rows: RowSource) -> Preprocessor:
     return Preprocessor.fit(rows.schema, rows.batches("training"))
+
+
+def _with_future(rows: RowSource) -> tuple[RowSource, Preprocessor]:
+    """Return the rows with what comes next beside them, and its preprocessing."""
+    batch = random_batch(FUTURE, 600, seed=3)
+    for k, part in enumerate((slice(0, 250), slice(250, 600))):
+        path = rows.path / f"{k}.parquet"
+        table = pq.read_table(path)
+        further = to_table(take(batch, part))
+        for name in FUTURE.columns:
+            table = table.append_column(name, further.column(name))
+        pq.write_table(table, path)
+    both = replace(rows, future=FUTURE)
+    return both, Preprocessor.fit(FUTURE, both.batches("training"))
 
 
 # --- rows
@@ -199,6 +215,65 @@ def test_training_is_the_plain_loop_bit_for_bit(rows: RowSource, tmp_path: Path)
     assert all(torch.equal(trained[k], v) for k, v in model.state_dict().items())
 
 
+def test_what_comes_next_is_learned_recorded_and_reproducible(
+    rows: RowSource, tmp_path: Path
+) -> None:
+    p = _fit(rows)
+    plain = train(rows, p, CONFIG, tmp_path / "plain", progress=False)
+    rows, future = _with_future(rows)
+    first = train(rows, p, CONFIG, tmp_path / "a", future=future, progress=False)
+    names = {b.name for b in p.input_slices} | {b.name for b in future.input_slices}
+    assert all(set(record.block_errors) == names for record in first.history)
+    assert first.sample.shape[1] == p.n_inputs
+    assert set(_weights(first)) - set(_weights(plain)) == {
+        "predictor.0.weight",
+        "predictor.0.bias",
+    }
+    again = train(rows, p, CONFIG, tmp_path / "b", future=future, progress=False)
+    assert _same(first, again)
+    heavier = replace(CONFIG, prediction_weight=9.0)
+    other = train(rows, p, heavier, tmp_path / "c", future=future, progress=False)
+    assert not np.array_equal(
+        _weights(first)["encoder.0.weight"], _weights(other)["encoder.0.weight"]
+    )
+    # Beside the rows, unread: not a bit of the encoder changes, but the run is another one.
+    unread = replace(rows, future=None)
+    assert _same(plain, train(unread, p, CONFIG, tmp_path / "d", progress=False))
+
+
+def test_the_prediction_is_one_term_of_the_loss_by_hand(rows: RowSource, tmp_path: Path) -> None:
+    """Without corruption, the validation loss is reconstruction + weight * prediction, mean over
+    rows, each term the mean of the losses of its blocks."""
+    p = _fit(rows)
+    rows, future = _with_future(rows)
+    still = replace(
+        CONFIG.model, block_dropout=0.0, view_dropout=0.0, noise_std=0.0, unknown_rate=0.0
+    )
+    config = replace(CONFIG, model=still, prediction_weight=2.0, max_epochs=1)
+    result = train(rows, p, config, tmp_path / "c", future=future, progress=False)
+    batches = list(rows.batches("validation"))
+    inputs = torch.from_numpy(np.concatenate([p.transform(b) for b in batches]))
+    after = torch.from_numpy(np.concatenate([future.transform(b) for b in batches]))
+    with torch.inference_mode():
+        output = result.model(inputs)
+        rebuilt = ReconstructionLoss(p.input_slices)(output.values, inputs).rows
+        predicted = ReconstructionLoss(future.input_slices)(output.future, after).rows
+    expected = (rebuilt + 2.0 * predicted).mean().item()
+    assert result.history[0].validation_loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_block_weights_reach_rebuilt_and_predicted_blocks(rows: RowSource, tmp_path: Path) -> None:
+    p = _fit(rows)
+    rows, future = _with_future(rows)
+    even = train(rows, p, CONFIG, tmp_path / "a", future=future, progress=False)
+    weighted = replace(CONFIG, block_weights={"collaborative_next_3d": 5.0})
+    other = train(rows, p, weighted, tmp_path / "b", future=future, progress=False)
+    assert not _same(even, other)
+    wrong = replace(CONFIG, block_weights={"collaborative_next_4d": 5.0})
+    with pytest.raises(ValueError, match=r"unknown block.s. collaborative_next_4d given"):
+        train(rows, p, wrong, tmp_path / "c", future=future, progress=False)
+
+
 def test_training_stops_when_patience_runs_out_and_keeps_the_best(
     rows: RowSource, tmp_path: Path
 ) -> None:
@@ -248,6 +323,9 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_names_the_step(
         ({"learning_rate": 0.0}, "learning_rate 0.0 given, more than 0"),
         ({"held_out_share": 1.0}, "held_out_share 1.0"),
         ({"checkpoint_every_steps": 0}, "checkpoint_every_steps 0"),
+        ({"prediction_weight": -1.0}, "prediction_weight -1.0 given, at least 0"),
+        ({"prediction_days": (7, 7)}, r"prediction_days \[7, 7\] given, different numbers"),
+        ({"prediction_days": (0,)}, r"prediction_days \[0\] given"),
     ],
 )
 def test_an_impossible_config_is_refused(change: dict[str, float], message: str) -> None:
