@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from materialize.evaluate.cohort import Cohort
     from materialize.evaluate.task import Progress
 
-__all__ = ["FutureTask"]
+__all__ = ["FutureTask", "balanced_accuracy"]
 
 _MANY_ITEMS = 20_000
 
@@ -145,7 +145,7 @@ def _judge(model: PairModel, question: _Question, seed: int, n_resamples: int) -
             figures = {
                 "auc": auc_replicates(y, s, draws),
                 "auc_row": mean_replicates(inside[rows], of_rows),
-                "accuracy": _accuracy(y, s >= threshold, draws),
+                "accuracy": balanced_accuracy(y, s >= threshold, draws),
             }
             found += [
                 replace(
@@ -164,7 +164,9 @@ def _judge(model: PairModel, question: _Question, seed: int, n_resamples: int) -
     return found
 
 
-def _accuracy(y: npt.NDArray[np.bool_], answer: npt.NDArray[np.bool_], draws: Draws) -> Replicates:
+def balanced_accuracy(
+    y: npt.NDArray[np.bool_], answer: npt.NDArray[np.bool_], draws: Draws
+) -> Replicates:
     """Return the mean of the shares of positives and of negatives that are answered rightly."""
     sums = resampled_sums(np.column_stack([y & answer, y, ~y & ~answer, ~y]), draws)
     counts = np.where(sums == 0, np.nan, sums)
