@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from materialize.cli_options import DRY_RUN, QUIET, REPO, SPACE, print_json
+from materialize.evaluate.task import MAX_ROWS, RESAMPLES, SEEDS
 
 __all__ = ["evaluate_command"]
 
@@ -23,15 +24,15 @@ __all__ = ["evaluate_command"]
     help="Compare with this baseline only; repeatable. Default: all.",
 )  # fmt: skip
 @click.option(
-    "--seeds", type=click.IntRange(1), default=5, show_default=True,
+    "--seeds", type=click.IntRange(1), default=SEEDS, show_default=True,
     help="Number of seeds, from 0 on, of fits and samples.",
 )  # fmt: skip
 @click.option(
-    "--max-rows", type=click.IntRange(1), default=20_000, show_default=True,
+    "--max-rows", type=click.IntRange(1), default=MAX_ROWS, show_default=True,
     help="Users at moments to judge on at most.",
 )  # fmt: skip
 @click.option(
-    "--resamples", type=click.IntRange(2), default=500, show_default=True,
+    "--resamples", type=click.IntRange(2), default=RESAMPLES, show_default=True,
     help="Resamples of the users for each interval.",
 )  # fmt: skip
 @click.option("--no-resume", is_flag=True, help="Measure again what an earlier run finished.")

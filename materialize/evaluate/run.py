@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from encoder.errors import EvaluationFault
 from materialize.evaluate.summary import summarise, write_summary
-from materialize.evaluate.task import Progress, Task
+from materialize.evaluate.task import MAX_ROWS, RESAMPLES, SEEDS, Progress, Task
 from materialize.evaluate.tasks import TASKS, load_task
 from materialize.evaluate.units import Unit, read_unit, write_unit
 
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from materialize.ledger import Space
 
 __all__ = [
-    "MAX_ROWS",
-    "RESAMPLES",
-    "SEEDS",
     "EvaluationResult",
     "chosen_tasks",
     "cohort_facts",
@@ -41,10 +38,6 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
-
-MAX_ROWS = 20_000
-RESAMPLES = 500
-SEEDS = 5
 
 _FORMAT = 1
 
@@ -82,7 +75,7 @@ def chosen_tasks(names: Sequence[str] | None) -> tuple[list[str], dict[str, str]
     Parameters
     ----------
     names : sequence of str or None
-        None: all.
+        None: all but those that run on request only.
 
     Raises
     ------
@@ -91,7 +84,8 @@ def chosen_tasks(names: Sequence[str] | None) -> tuple[list[str], dict[str, str]
     EvaluationFault
         A task that was asked for by name needs a package that is missing.
     """
-    wanted = list(TASKS) if names is None else list(dict.fromkeys(names))
+    usual = [name for name, entry in TASKS.items() if not entry.on_request]
+    wanted = usual if names is None else list(dict.fromkeys(names))
     for name in wanted:
         if name not in TASKS:
             raise ValueError(f"Unknown task {name!r}. Known: {', '.join(sorted(TASKS))}.")

@@ -26,13 +26,15 @@ class TaskEntry:
     Attributes
     ----------
     module, attribute : str
-        A class whose objects are tasks.
+        A class whose objects are tasks, or a function that returns one.
     question : str
         What it asks, one line for ``--help`` and tables.
     packages : tuple of str
         That must be importable.
     takes_settings : bool
-        The class is called with the repository's settings instead of without arguments.
+        It is called with the repository's settings instead of without arguments.
+    on_request : bool
+        Runs only where it is asked for by name: it takes hours.
     """
 
     module: str
@@ -40,6 +42,7 @@ class TaskEntry:
     question: str
     packages: tuple[str, ...] = ("torch",)
     takes_settings: bool = False
+    on_request: bool = False
 
     def unavailable(self) -> str | None:
         """Return what to install before the task can run, or None: it can."""
@@ -70,6 +73,12 @@ TASKS: Mapping[str, TaskEntry] = {
         "materialize.evaluate.universal",
         "UniversalTask",
         "The RecSys Challenge 2025 probe: churn, category and item propensity.",
+    ),
+    "universal_full": TaskEntry(
+        "materialize.evaluate.universal",
+        "full_width",
+        "The RecSys Challenge 2025 probe at its original width and number of steps.",
+        on_request=True,
     ),
     "ranking": TaskEntry(
         "materialize.evaluate.ranking",
