@@ -69,6 +69,8 @@ def artifact_parts(artifact: EncoderArtifact) -> list[Part]:
     model = {k: v for k, v in manifest.model.items() if k not in ("n_inputs", "precision")}
     training = {k: v for k, v in manifest.training.get("config", {}).items() if k != "model"}
     settings = {"model": model, "training": training}
+    if "predicted" in manifest.dataset:
+        settings["training"]["predicted"] = manifest.dataset["predicted"]
     if manifest.dataset.get("compatibility"):
         settings["compatibility"] = manifest.dataset["compatibility"]
     return [

@@ -168,7 +168,11 @@ def build(repo: Path, dry_run: bool, quiet: bool) -> None:
 @click.option("--no-resume", is_flag=True, help="Start over instead of using a checkpoint.")
 @QUIET
 def train(repo: Path, no_resume: bool, quiet: bool) -> None:
-    """Train an encoder on everything before the cut-off and register it as a new space."""
+    """Train an encoder on everything before the cut-off and register it as a new space.
+
+    The embedding learns to rebuild a user's raw features from a part of them, and to predict what
+    the user does next (`training: prediction_weight` in palate.yaml; 0: only to rebuild).
+    """
     from materialize.train import train_space
 
     context = _context(repo)

@@ -49,7 +49,8 @@ def fit_encoder(
     folder : Path
         Takes the checkpoint and, while training runs, the encoder inputs; the caller removes it.
     facts : mapping
-        To keep in the manifest (JSON types). The best epoch is added.
+        To keep in the manifest (JSON types). The best epoch and, where there are any, the names of
+        the predicted blocks are added.
     data_cutoff : datetime
         No row knows an event from this instant on.
     compatibility : Compatibility, optional
@@ -96,6 +97,8 @@ def fit_encoder(
         progress=progress,
     )
     dataset = {**facts, "best_epoch": result.best_epoch}
+    if predicted is not None:
+        dataset["predicted"] = [block.name for block in predicted.blocks]
     return export_artifact(
         result, config, preprocessor, modalities, dataset=dataset, data_cutoff=data_cutoff
     )
