@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 from materialize.evaluate.models.base import PairModel
 from materialize.evaluate.models.calibrated import CalibratedRanker
 from materialize.evaluate.models.fits import Fit, shared_fit
-from materialize.evaluate.models.holdout import hold_out, ndcg_of_hidden
+from materialize.evaluate.models.holdout import binary, hold_out, ndcg_of_hidden
 
 if TYPE_CHECKING:
     from encoder.artifact import EncoderArtifact
@@ -145,7 +145,7 @@ def fit_items(
             iterations=iterations,
             random_state=seed,
         )
-        model.fit(_interactions(past), show_progress=False)
+        model.fit(sparse.csr_matrix(binary(past)), show_progress=False)
     items = np.asarray(model.item_factors, np.float32)
     if not np.isfinite(items).all():
         raise FloatingPointError(f"ALS with {settings} gave factors that are not finite.")
@@ -165,12 +165,7 @@ def fold_in(items: Float32, history: sparse.csr_array, settings: AlsSettings) ->
             factors=items.shape[1], regularization=settings.regularisation, alpha=settings.alpha
         )
         model.item_factors = items
-        rows = model.recalculate_user(np.arange(history.shape[0]), _interactions(history))
+        rows = model.recalculate_user(
+            np.arange(history.shape[0]), sparse.csr_matrix(binary(history))
+        )
     return np.asarray(rows, np.float32)
-
-
-def _interactions(weights: sparse.csr_array) -> sparse.csr_matrix:
-    # The library reads the older of scipy's two kinds of matrix.
-    binary = sparse.csr_matrix(weights, copy=True).astype(np.float32)
-    binary.data[:] = 1.0
-    return binary

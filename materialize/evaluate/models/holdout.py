@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-__all__ = ["HeldOut", "hold_out", "ndcg_of_hidden"]
+__all__ = ["HeldOut", "binary", "hold_out", "ndcg_of_hidden"]
 
 _MAX_FIT_USERS = 8_000
 _MAX_FIT_ENTRIES = 500_000
@@ -31,6 +31,13 @@ class HeldOut:
     fit: sparse.csr_array
     known: sparse.csr_array
     hidden: sparse.csr_array
+
+
+def binary(weights: sparse.csr_array) -> sparse.csr_array:
+    """Return a float32 copy with 1 for every entry, whatever its weight."""
+    ones = sparse.csr_array(weights, copy=True).astype(np.float32)
+    ones.data[:] = 1
+    return ones
 
 
 def hold_out(past: sparse.csr_array) -> HeldOut:

@@ -58,9 +58,9 @@ class TowerSettings:
     """
 
     factors: int = 32
-    learning_rate: float = 3e-3
-    weight_decays: tuple[float, ...] = (0.1, 1.0)
-    max_epochs: int = 12
+    learning_rate: float = 1e-3
+    weight_decays: tuple[float, ...] = (3.0, 15.0)
+    max_epochs: int = 15
     patience: int = 1
     batch_pairs: int = 4096
 
@@ -250,7 +250,10 @@ def fit_network(
     best: tuple[float, float, nn.Module] | None = None
     losses = []
     for weight_decay in settings.weight_decays:
-        loss, network = _fit(make(seed), fit, check, settings, weight_decay, seed)
+        # Dropout draws from torch's own generator: seeded here, and nobody else's draws move.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            loss, network = _fit(make(seed), fit, check, settings, weight_decay, seed)
         losses.append(loss)
         if best is None or loss < best[0]:
             best = loss, weight_decay, network
