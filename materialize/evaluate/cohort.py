@@ -18,7 +18,7 @@ from scipy import sparse
 from encoder.artifact import EncoderArtifact
 from encoder.columns import RawBatch, batch_from_arrow
 from encoder.errors import EvaluationFault
-from encoder.schema import FeatureSchema
+from encoder.schema import Block, FeatureSchema
 from transforms.layout import ACTIVITY, column
 
 __all__ = ["MOST_EVENTS", "Catalogue", "Cohort", "Histories", "LoadedEncoder"]
@@ -299,8 +299,9 @@ def _narrowed(batch: RawBatch, schema: FeatureSchema) -> RawBatch:
 
 
 def _check_readable(whole: FeatureSchema, schema: FeatureSchema) -> None:
-    there = {(b.kind, b.column, b.offset, b.width) for b in whole.blocks}
-    lacking = [b.name for b in schema.blocks if (b.kind, b.column, b.offset, b.width) not in there]
+    lacking = [
+        b.name for b in schema.blocks if not any(_part_of(b, other) for other in whole.blocks)
+    ]
     if lacking:
         raise EvaluationFault(
             f"The encoder reads {', '.join(lacking)}, which the cohort's raw rows do not have at "
@@ -312,3 +313,13 @@ def _check_readable(whole: FeatureSchema, schema: FeatureSchema) -> None:
             f"cohort's raw rows have {whole.modality_version!r}. Judge it on the features that it "
             "was trained on."
         )
+
+
+def _part_of(block: Block, whole: Block) -> bool:
+    """Return whether a block is another one, or a run of elements where each stands for itself."""
+    if (block.kind, block.column) != (whole.kind, whole.column):
+        return False
+    if block.kind in ("counts", "numbers"):
+        end = whole.offset + whole.width
+        return whole.offset <= block.offset and block.offset + block.width <= end
+    return (block.offset, block.width) == (whole.offset, whole.width)
