@@ -65,6 +65,14 @@ def test_the_space_that_a_training_stays_compatible_with_is_a_setting_of_it() ->
     assert settings["compatibility.weight"] == 0.5
 
 
+def test_what_a_training_predicts_is_a_setting_of_it() -> None:
+    facts = {"dataset": "tiny", "predicted": ["counts_next_7d"]}
+    settings = artifact_parts(build_artifact(fit_encoders(), dataset=facts))[-1].settings
+    assert settings["training.predicted"] == ["counts_next_7d"]
+    without = artifact_parts(build_artifact(fit_encoders(), dataset={"dataset": "tiny"}))[-1]
+    assert "training.predicted" not in without.settings
+
+
 def test_other_weights_change_the_autoencoder_alone() -> None:
     modalities = fit_encoders()
     assert changed(build_artifact(modalities), build_artifact(modalities, weight=2.0)) == {
