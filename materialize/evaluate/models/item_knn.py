@@ -84,10 +84,15 @@ def similarities(past: sparse.csr_array, neighbours: int) -> sparse.csr_array:
     neighbours : int
         Of each item (row) at most.
     """
-    from implicit.nearest_neighbours import CosineRecommender
+    from implicit.nearest_neighbours import ItemItemRecommender
 
-    model = CosineRecommender(K=neighbours + 1)  # an item is its own nearest
-    model.fit(sparse.csr_matrix(binary(past)), show_progress=False)
+    interactions = sparse.csr_matrix(binary(past))
+    count = np.bincount(interactions.indices, minlength=past.shape[1])
+    # Columns of length 1, so that products are cosines. (The library's own cosine recommender
+    # warns of the matrix that it makes for itself.)
+    interactions.data /= np.sqrt(count)[interactions.indices].astype(np.float32)
+    model = ItemItemRecommender(K=neighbours + 1)  # an item is its own nearest
+    model.fit(interactions, show_progress=False)
     found = sparse.csr_array(model.similarity).astype(np.float32)
     found.setdiag(0)
     found.eliminate_zeros()

@@ -73,5 +73,5 @@ class FittedPrior:
 
     def logits(self, row: Int64, item: Int64) -> npt.NDArray[np.float64]:
         """Return float64 (n_pairs,), the same for all test rows."""
-        found: npt.NDArray[np.float64] = self._prior.features(row, item) @ self.weights[:-1]
-        return found + self.weights[-1]
+        features = self._prior.features(row, item)
+        return np.asarray(features @ self.weights[:-1] + self.weights[-1], np.float64)

@@ -27,6 +27,7 @@ __all__ = [
     "TowerSettings",
     "TwoTower",
     "fit_network",
+    "held_out",
     "score_network",
 ]
 
@@ -244,7 +245,7 @@ def fit_network(
     check_pairs(cohort, pairs)
     prior = FittedPrior(cohort, pairs)
     offset = pairs.offset + prior.logits(pairs.row, pairs.item)
-    held = _held_out(cohort.user_id[pairs.row], seed)
+    held = held_out(cohort.user_id[pairs.row], seed)
     fit = _Batches.of(pairs.take(~held), offset[~held])
     check = _Batches.of(pairs.take(held), offset[held])
     best: tuple[float, float, nn.Module] | None = None
@@ -323,11 +324,17 @@ def score_network(fitted: FittedNetwork, row: Int64, item: Int64, size: int = 25
     return scores
 
 
-def _held_out(users: npt.NDArray[np.generic], seed: int) -> npt.NDArray[np.bool_]:
-    """Return which pairs are of held-out users; a single user is on both sides of nothing."""
+def held_out(users: npt.NDArray[np.generic], seed: int) -> npt.NDArray[np.bool_]:
+    """Return which entries are of held-out users, bool (n,): 15% of them, by seed.
+
+    Raises
+    ------
+    ValueError
+        Fewer than two users.
+    """
     names, owner = np.unique(users, return_inverse=True)
     if len(names) < 2:
-        raise ValueError(f"Pairs of {len(names)} training user(s) given, at least 2 expected.")
+        raise ValueError(f"{len(names)} training user(s) given, at least 2 expected.")
     n_held = max(1, round(_HELD_OUT_SHARE * len(names)))
     held = np.zeros(len(names), bool)
     held[np.random.default_rng(seed).permutation(len(names))[:n_held]] = True

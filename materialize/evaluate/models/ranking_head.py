@@ -1,0 +1,215 @@
+"""A light two-tower head that ranks the catalogue from frozen vectors of users."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import sparse
+from torch import nn
+
+from encoder.errors import EvaluationFault
+from materialize.evaluate.models.base import FullRanker, UserModel
+from materialize.evaluate.models.head import frozen
+from materialize.evaluate.models.item_side import item_features
+from materialize.evaluate.models.two_tower import ItemTower, TowerSettings, held_out
+from materialize.evaluate.models.user_towers import LinearTower, standardise
+
+if TYPE_CHECKING:
+    from encoder.artifact import EncoderArtifact
+    from materialize.evaluate.cohort import Cohort
+
+__all__ = ["RankingHead", "als_vectors", "coles", "embedding", "mean_vectors", "raw_inputs"]
+
+logger = logging.getLogger(__name__)
+
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+
+_ROWS = 128
+_OTHERS = 1_000
+_PRIOR_RATE = 0.03
+
+
+class RankingHead:
+    """Ranks items by ``(A z) . (B v_i + e_i) + b_i`` and the item's prior, trained by a softmax.
+
+    The form, the rank and the item side are those of the light head; the loss is the one for
+    ranking: each training row's future items against the items of all training rows' futures and
+    1,000 others. Weight decay and epoch are chosen on held-out training users.
+
+    Parameters
+    ----------
+    users : UserModel
+    settings : TowerSettings, optional
+
+    Notes
+    -----
+    State: ``user_factors`` and ``item_factors``, whose last numbers are 1 and the item's bias and
+    prior. A second ``fit`` replaces them.
+    """
+
+    task_specific = False
+
+    def __init__(self, users: UserModel, settings: TowerSettings | None = None) -> None:
+        self.users = users
+        self.name = users.name
+        self.settings = TowerSettings() if settings is None else settings
+
+    def fit(self, cohort: Cohort, encoder: EncoderArtifact, seed: int) -> None:
+        """Train the head. Raises as every ranker does."""
+        rows = np.flatnonzero(cohort.training & (np.diff(cohort.future.indptr) > 0))
+        if len(np.unique(cohort.user_id[rows])) < 2:
+            raise EvaluationFault(
+                f"{len(rows)} training row(s) with an item in their future, of at least 2 users "
+                "expected. Choose a longer horizon or more rows."
+            )
+        z = standardise(frozen(self.users, cohort, encoder, seed), cohort.training)
+        best: tuple[float, _Network] | None = None
+        for weight_decay in self.settings.weight_decays:
+            network = _Network(cohort, z, rows, self.settings.factors, seed)
+            loss = _fit(network, cohort, rows, self.settings, weight_decay, seed)
+            if best is None or loss < best[0]:
+                best = loss, network
+        if best is None:
+            raise ValueError("No weight decay given, at least one expected.")
+        self.user_factors, self.item_factors = best[1].factors()
+
+    def scores(self, rows: Int64) -> Float32:
+        """Return float32 (len(rows), n_items)."""
+        scores: Float32 = self.user_factors[rows] @ self.item_factors.T
+        return scores
+
+
+class _Network(nn.Module):
+    """Both towers, and the prior's two weights."""
+
+    log_past: torch.Tensor
+    recent: torch.Tensor
+
+    def __init__(self, cohort: Cohort, z: Float32, rows: Int64, factors: int, seed: int) -> None:
+        super().__init__()
+        future = cohort.future[rows]
+        recent = np.bincount(future.indices, minlength=future.shape[1]).astype(np.float32)
+        log_past = np.log1p(cohort.catalogue.popularity).astype(np.float32)
+        self.register_buffer("log_past", torch.from_numpy(log_past), persistent=False)
+        self.register_buffer("recent", torch.from_numpy(recent), persistent=False)
+        self.users = LinearTower(z, factors, seed)
+        self.items = ItemTower(item_features(cohort), future.indices, factors, seed + 1)
+        self.prior = nn.Parameter(torch.full((2,), 0.5))
+
+    def forward(self, rows: torch.Tensor, items: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        """Return logits (n, n_candidates).
+
+        ``own`` float32 (n, n_candidates) is 1 where the row consumes the item: a training row does
+        not count itself among those who consume an item.
+        """
+        item = self.items(items)
+        scores = torch.addmm(item[:, -1], self.users(rows), item[:, :-1].T)
+        recent = torch.log1p(self.recent[items] - own)
+        return scores + self.prior[0] * self.log_past[items] + self.prior[1] * recent
+
+    @torch.inference_mode()
+    def factors(self) -> tuple[Float32, Float32]:
+        """Return the factors of all rows, with a 1, and of all items, with bias and prior."""
+        users = self.users(torch.arange(len(self.users.vectors)))
+        item = self.items(torch.arange(len(self.log_past)))
+        item[:, -1] += self.prior[0] * self.log_past + self.prior[1] * torch.log1p(self.recent)
+        one = torch.ones(len(users), 1)
+        return torch.cat([users, one], dim=1).numpy(), item.numpy()
+
+
+def _fit(
+    network: _Network,
+    cohort: Cohort,
+    rows: Int64,
+    settings: TowerSettings,
+    weight_decay: float,
+    seed: int,
+) -> float:
+    """Train in place and return the smallest held-out loss."""
+    future = cohort.future[rows].astype(np.float32)
+    held = held_out(cohort.user_id[rows], seed)
+    rng = np.random.default_rng(seed)
+    used = np.unique(future.indices)
+    others = np.setdiff1d(np.arange(future.shape[1]), used)
+    others = rng.permutation(others)[:_OTHERS]
+    candidates = np.sort(np.concatenate([used, others])).astype(np.int64)
+    targets = sparse.csr_array(future[:, candidates])
+    prior = [network.prior]
+    learned = [p for p in network.parameters() if p is not network.prior]
+    optimiser = torch.optim.AdamW(
+        [
+            {"params": learned, "weight_decay": weight_decay},
+            {"params": prior, "lr": _PRIOR_RATE, "weight_decay": 0.0},
+        ],
+        lr=settings.learning_rate,
+    )
+    items = torch.from_numpy(candidates)
+
+    def loss_of(part: Int64) -> torch.Tensor:
+        own = torch.from_numpy(targets[part].toarray())
+        logits = network(torch.from_numpy(rows[part]), items, own)
+        log_share = torch.log_softmax(logits, dim=1)
+        return -((own * log_share).sum(dim=1) / own.sum(dim=1)).mean()
+
+    fit, check = np.flatnonzero(~held), np.flatnonzero(held)
+    best, kept, worse = np.inf, copy.deepcopy(network.state_dict()), 0
+    for epoch in range(settings.max_epochs):
+        order = rng.permutation(fit)
+        for start in range(0, len(order), _ROWS):
+            optimiser.zero_grad()
+            loss_of(order[start : start + _ROWS]).backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+        with torch.inference_mode():
+            parts = [check[start : start + _ROWS] for start in range(0, len(check), _ROWS)]
+            found = sum(float(loss_of(part)) * len(part) for part in parts) / len(check)
+        logger.debug("weight decay %g, epoch %d: %.5f", weight_decay, epoch, found)
+        if not np.isfinite(found):
+            raise FloatingPointError(
+                f"The held-out loss of a ranking head is {found} after epoch {epoch + 1} at weight "
+                f"decay {weight_decay}."
+            )
+        if found < best:
+            best, kept, worse = found, copy.deepcopy(network.state_dict()), 0
+        else:
+            worse += 1
+            if worse > settings.patience:
+                break
+    network.load_state_dict(kept)
+    return best
+
+
+def _head(name: str) -> FullRanker:
+    from materialize.evaluate.models.registry import user_model
+
+    return RankingHead(user_model(name))
+
+
+def embedding() -> FullRanker:
+    """Return the ranking head on the embedding that is judged."""
+    return _head("embedding")
+
+
+def mean_vectors() -> FullRanker:
+    """Return the ranking head on mean item vectors."""
+    return _head("mean_vectors")
+
+
+def raw_inputs() -> FullRanker:
+    """Return the ranking head on the preprocessed raw features."""
+    return _head("raw_inputs")
+
+
+def als_vectors() -> FullRanker:
+    """Return the ranking head on the factors of ALS."""
+    return _head("als_vectors")
+
+
+def coles() -> FullRanker:
+    """Return the ranking head on CoLES vectors."""
+    return _head("coles")
