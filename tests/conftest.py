@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pytest
@@ -17,6 +17,11 @@ from hypothesis import HealthCheck, settings
 from tests import servers
 from tests.startup import python_path
 from tests.startup.sitecustomize import FOLDER, install
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+_Started = TypeVar("_Started")
 
 # 200 in CI: four times the local number, and the whole run still ends in minutes on two cores; a
 # search by hand takes `--hypothesis-profile=search`. No deadlines: speed is a benchmark's matter.
@@ -95,7 +100,7 @@ def palate_data() -> Callable[[str], Path]:
     return folder
 
 
-def _start(stack: ExitStack, server: AbstractContextManager[servers.Server]) -> servers.Server:
+def _start(stack: ExitStack, server: AbstractContextManager[_Started]) -> _Started:
     try:
         return stack.enter_context(server)
     except servers.ServerMissing as exc:
@@ -118,7 +123,23 @@ def postgres_server() -> Iterator[servers.Server]:
         yield _start(stack, servers.postgres_server())
 
 
-_SERVER_FIXTURES = {"redis_server", "postgres_server"}
+@pytest.fixture(scope="session")
+def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
+    """A running NATS with JetStream; tests share it, so each uses a project of its own."""
+    with ExitStack() as stack:
+        yield _start(stack, servers.nats_server(tmp_path_factory.mktemp("nats")))
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """The machine's Chromium, without a window; tests share it, and open pages of their own."""
+    from tests.browser import chromium  # most runs need none
+
+    with ExitStack() as stack:
+        yield _start(stack, chromium())
+
+
+_SERVER_FIXTURES = {"redis_server", "postgres_server", "nats_server"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,13 +14,32 @@ from plotly.offline import get_plotlyjs
 
 from materialize.evaluate.probe import EMBEDDING
 from materialize.report import figures
+from materialize.report.details import exposure_figure, group_figures, reliability_figures
+from materialize.report.judged import TaskView, headlines, task_views
 from materialize.report.lineage import Picture
+from materialize.report.moved import DriftView, drift_view
+from materialize.report.studied import StudyView, study_views
 from materialize.report.theme import Figure
 from materialize.report.users import Neighbours, UserMap, user_data
 
 __all__ = ["ReportInput", "write_report"]
 
 logger = logging.getLogger(__name__)
+
+_CONTENTS = (
+    ("evaluation", "evaluation"),
+    ("map", "map of the users"),
+    ("neighbours", "neighbours of a user"),
+    ("probe", "the next days"),
+    ("training", "training"),
+    ("studies", "studies"),
+    ("drift", "drift"),
+    ("way", "way of the data"),
+    ("lineage", "lineage"),
+    ("steps", "steps"),
+    ("validation", "validation"),
+)
+"""Place and name of what the page links to at its top."""
 
 _SOURCES = {
     "repository": "The repository's own data.",
@@ -52,6 +71,12 @@ class ReportInput:
     validation : mapping or None
         ``materialize.validation.report.ValidationReport.to_dict()``.
     lineage : Picture or None
+    evaluation : mapping or None
+        ``materialize.evaluate.summary.summarise``.
+    studies : sequence of mapping
+        ``materialize.study.summary.summarise``.
+    record : mapping or None
+        ``materialize.space_record.space_record`` of the space: drift.
     """
 
     summary: Mapping[str, Any]
@@ -61,6 +86,9 @@ class ReportInput:
     neighbours: Neighbours | None = None
     validation: Mapping[str, Any] | None = None
     lineage: Picture | None = None
+    evaluation: Mapping[str, Any] | None = None
+    studies: Sequence[Mapping[str, Any]] = ()
+    record: Mapping[str, Any] | None = None
 
 
 def write_report(data: ReportInput, path: str | Path) -> Path:
@@ -95,9 +123,14 @@ def write_report(data: ReportInput, path: str | Path) -> Path:
     # NaN is no JSON: the browser would refuse the whole page.
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
     environment.filters["thousands"] = lambda number: f"{number:,}"
+    tasks = [] if data.evaluation is None else task_views(data.evaluation)
+    studies = study_views(data.studies)
+    drift = None if data.record is None else drift_view(data.record)
+    plots = _figures(data) | _plots_of_views(tasks, studies, drift)
     html = environment.get_template("template.html.j2").render(
         summary=data.summary,
         source=_SOURCES[source],
+        contents=_CONTENTS,
         cards=list(_cards(data)),
         stations=list(_stations(data.summary)),
         steps=data.summary.get("steps", ()),
@@ -105,7 +138,14 @@ def write_report(data: ReportInput, path: str | Path) -> Path:
         lineage=data.lineage,
         probe=data.probe,
         differences=list(_differences(data.probe)),
-        figures=_figures(data),
+        evaluation=data.evaluation,
+        headlines=[] if data.evaluation is None else list(headlines(data.evaluation)),
+        tasks=tasks,
+        reliability=_named(plots, "reliability-"),
+        group_columns=_named(plots, "group-"),
+        studies=studies,
+        drift=drift,
+        figures=plots,
         user_map=data.user_map,
         users=None if data.user_map is None else user_data(data.user_map, data.neighbours),
         plotly=get_plotlyjs(),
@@ -128,7 +168,32 @@ def _figures(data: ReportInput) -> dict[str, Figure]:
         found["micro"] = figures.probe_figure(data.probe, "auc_micro")
         found["macro"] = figures.probe_figure(data.probe, "auc_macro")
         found["targets"] = figures.targets_figure(data.probe)
+    if data.evaluation is not None:
+        exposure = exposure_figure(data.evaluation)
+        found |= {} if exposure is None else {"exposure": exposure}
+        for prefix, plots in (
+            ("reliability", reliability_figures(data.evaluation)),
+            ("group", group_figures(data.evaluation)),
+        ):
+            found |= {f"{prefix}-{name}": plot for name, plot in plots.items()}
     return found
+
+
+def _plots_of_views(
+    tasks: Sequence[TaskView], studies: Sequence[StudyView], drift: DriftView | None
+) -> dict[str, Figure]:
+    """Return the plots of tasks, studies and drift, by the name of their place on the page."""
+    of_tasks = [view for task in tasks for view in task.metrics]
+    of_studies = [view for study in studies for view in study.metrics]
+    found = {view.key: view.figure for view in (*of_tasks, *of_studies)}
+    found |= {f"study-{study.name}-drift": study.drift for study in studies}
+    if drift is not None:
+        found |= {"between-spaces": drift.between_spaces, "between-runs": drift.between_runs}
+    return {name: plot for name, plot in found.items() if plot is not None}
+
+
+def _named(plots: Mapping[str, Figure], prefix: str) -> list[str]:
+    return [name.removeprefix(prefix) for name in plots if name.startswith(prefix)]
 
 
 def _cards(data: ReportInput) -> Iterator[dict[str, str]]:

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from materialize.config import RepoSettings
+from materialize.evaluate.run import space_folder
+from materialize.evaluate.summary import read_summary
 from materialize.ledger import Ledger, Space
 from materialize.report.lineage import MOST_SPACES, Picture, draw_lineage
 from materialize.report.people import read_people
 from materialize.report.report import ReportInput, write_report
 from materialize.results import evaluation_path
 from materialize.space_record import space_record
+from materialize.study.run import read_study
+from materialize.study.studies import STUDIES
 from transforms.clean import CleanTables
 from transforms.runtime import load_encoder
 
@@ -54,6 +58,8 @@ def report_space(
     probe = (
         json.loads(evaluated.read_text(encoding="utf-8"))["probe"] if evaluated.exists() else None
     )
+    record = None if ledger is None else space_record(settings, ledger, space.number)
+    studies = [read_study(settings, name) for name in STUDIES]
     facts = {
         "dataset": settings.dataset.name,
         "source": "repository",
@@ -70,6 +76,9 @@ def report_space(
             neighbours=neighbours,
             validation=json.loads(clean.report.read_text(encoding="utf-8")),
             lineage=None if ledger is None else _lineage(settings, ledger, space),
+            evaluation=read_summary(space_folder(settings, space)),
+            studies=[study for study in studies if study is not None],
+            record=record,
         ),
         path,
     )

@@ -31,8 +31,14 @@ const Page = (function () {
   }
   scheme.addEventListener("change", () => drawings.forEach((draw) => draw()));
 
-  for (const [name, figure] of Object.entries(read("figures"))) {
-    keepDrawn(() => plot("figure-" + name, figure.data, figure.layout));
-  }
+  // Drawn when the reader comes near, so that a long page opens quickly. What is hidden has no
+  // width and is not met before it is shown.
+  const figures = read("figures");
+  const seen = new IntersectionObserver((met) => met.filter((m) => m.isIntersecting).forEach(({ target }) => {
+    seen.unobserve(target);
+    const figure = figures[target.id.slice("figure-".length)];
+    keepDrawn(() => plot(target, figure.data, figure.layout));
+  }), { rootMargin: "600px" });
+  for (const name of Object.keys(figures)) seen.observe(document.getElementById("figure-" + name));
   return { keepDrawn, plain, plot, read };
 })();

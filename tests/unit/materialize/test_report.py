@@ -24,11 +24,12 @@ from materialize.report.users import (
     user_map,
 )
 from tests.unit.materialize.lineage_records import bridge, record
+from tests.unit.materialize.report_records import evaluation, study
 
 EVIL = '</script><script>alert("x")</script><img src="http://evil.example/x">'
 SECTIONS = {
     *("key-figures", "way", "lineage", "probe", "map", "neighbours", "training", "steps"),
-    "validation",
+    *("validation", "evaluation", "studies", "drift"),
 }
 
 
@@ -173,6 +174,9 @@ def complete(name: str = "jazz") -> ReportInput:
             3,
             left_out=1,
         ),
+        evaluation=evaluation(name),
+        studies=[study()],
+        record=record(3, bridges=[bridge(3, 2)]),
     )
 
 
@@ -185,7 +189,12 @@ def test_every_section_and_figure_is_on_the_page(tmp_path: Path) -> None:
     _, page = written(complete(), tmp_path)
     assert page.with_id("section") == SECTIONS
     drawn = set(json.loads(page.scripts["figures"]))
-    assert drawn == {"loss", "blocks", "micro", "macro", "targets"}
+    assert drawn == {
+        *("loss", "blocks", "micro", "macro", "targets", "between-spaces", "cost", "exposure"),
+        *("future-auc@popularity", "future-auc@uniform", "beyond-ece@uniform"),
+        *("reliability-popularity", "reliability-uniform", "group-gender"),
+        *("study-dimensions-probe-auc_micro", "study-dimensions-drift"),
+    }
     places = {name for name in page.with_id("div") if name.startswith("figure-")}
     assert {f"figure-{name}" for name in drawn | {"map"}} == places
     for figure in (
@@ -279,7 +288,8 @@ def test_parts_that_were_not_run_are_named(tmp_path: Path) -> None:
     for sentence in (
         "No probe was run.", "No map was drawn.", "No neighbours were looked for.",
         "No training history was given.", "No step was measured.",
-        "No validation report was given.", "No ledger was read.",
+        "No validation report was given.", "No ledger was read.", "No evaluation was run",
+        "No study was run", "Nothing was measured",
     ):  # fmt: skip
         assert sentence in page.text
     assert json.loads(page.scripts["figures"]) == {}
