@@ -29,7 +29,14 @@ if TYPE_CHECKING:
     from materialize.evaluate.cohort import Cohort
     from materialize.evaluate.task import Progress
 
-__all__ = ["HORIZON_DAYS", "MAX_TARGETS", "Question", "UniversalTask", "questions"]
+__all__ = [
+    "HORIZON_DAYS",
+    "MAX_TARGETS",
+    "Question",
+    "UniversalTask",
+    "full_width",
+    "questions",
+]
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -148,12 +155,15 @@ class UniversalTask:
       set's own.
     - Thousands of users instead of a million, so that an epoch is as many passes as make 100 steps,
       and the network is an eighth as wide (256 and 512): two CPU cores cannot train 50 million
-      weights in minutes. ``UniversalTask(CHALLENGE)`` is the original.
+      weights in minutes. Task ``universal_full`` (``full_width``) has neither of these changes.
     - "Purchase" is any event; everybody who is known has one, so that churn is asked of all users.
     - Items are those known before the cut-off; categories are item clusters where the items have no
       tags. Popularity counts training users, not purchases.
     - A category or item that no judged user consumed is left out of the mean (torchmetrics would
       count it as 0).
+
+    Novelty is the hundredth power of one minus the mean popularity, made for sparse purchases: it
+    is 0 for every model where users consume much.
 
     Figures compare with others' on the same data, not with the challenge's leaderboard.
 
@@ -161,12 +171,13 @@ class UniversalTask:
     ----------
     config : ProbeConfig, optional
         Default: ``encoder.universal_probe.NARROW``.
+    name : str
+        Of the task, in its measurements.
     """
 
-    name = "universal"
-
-    def __init__(self, config: ProbeConfig | None = None) -> None:
+    def __init__(self, config: ProbeConfig | None = None, name: str = "universal") -> None:
         self._config = config
+        self.name = name
 
     def unavailable(self, cohort: Cohort) -> str | None:
         """Return None: whoever has events can be asked at least one of the questions."""
@@ -189,9 +200,12 @@ class UniversalTask:
         EvaluationFault
             None of the questions can be asked of these users.
         """
+        import torch
+
         from encoder.universal_probe import NARROW, fit_probe
 
         config = self._config or NARROW
+        device = "cuda" if torch.cuda.is_available() else "cpu"
         known = cohort.known_users(_horizon(cohort))
         asked, left_out = questions(known)
         if not asked:
@@ -199,7 +213,7 @@ class UniversalTask:
                 f"No question of the universal probe can be asked: {left_out}. Choose a cut-off "
                 "with more users before and after it."
             )
-        progress.detail("protocol", _protocol(known, asked, left_out, config))
+        progress.detail("protocol", _protocol(known, asked, left_out, config) | {"device": device})
         judged = ~known.training
         draws = user_draws(known.user_id[judged], n_resamples)
         members = {name: mask[judged] for name, mask in known.groups.items()}
@@ -215,6 +229,7 @@ class UniversalTask:
                         vectors[judged],
                         config=config,
                         seed=seed,
+                        device=device,
                     ),
                 )
                 for group, member in members.items():
@@ -236,8 +251,18 @@ class UniversalTask:
                         )
                         for metric, figure in figures.items()
                     ]
-                progress.step(f"universal: {model}, {question.name}")
+                progress.step(f"{self.name}: {model}, {question.name}")
         return found
+
+
+def full_width() -> UniversalTask:
+    """Return the task with the challenge's own network and epochs: 50 million weights, for a GPU.
+
+    On two CPU cores a representation of 20,000 users takes about half an hour.
+    """
+    from encoder.universal_probe import CHALLENGE
+
+    return UniversalTask(CHALLENGE, "universal_full")
 
 
 def _horizon(cohort: Cohort) -> int:

@@ -11,8 +11,10 @@ from scipy import sparse
 from encoder.errors import EvaluationFault
 from encoder.universal_probe import ProbeConfig
 from materialize.evaluate.cohort import Cohort
+from materialize.evaluate.run import chosen_tasks
 from materialize.evaluate.task import Progress
-from materialize.evaluate.universal import HORIZON_DAYS, UniversalTask, questions
+from materialize.evaluate.tasks import TASKS
+from materialize.evaluate.universal import HORIZON_DAYS, UniversalTask, full_width, questions
 from tests.cohorts import CUTOFF, TinyCohort, tiny_cohort
 
 SMALL = ProbeConfig(thin=32, wide=64, min_steps=20)
@@ -51,6 +53,16 @@ def _measure(tiny: TinyCohort, models: Any = (), seed: int = 0) -> tuple[Any, Pr
         _asked_of(tiny.cohort), tiny.encoder, seed, models=models, n_resamples=50, progress=progress
     )
     return found, progress
+
+
+def test_the_original_width_runs_only_where_it_is_asked_for() -> None:
+    usual, _ = chosen_tasks(None)
+    assert "universal" in usual
+    assert "universal_full" not in usual
+    assert chosen_tasks(["universal_full"]) == (["universal_full"], {})
+    task = full_width()
+    assert task.name == "universal_full"
+    assert TASKS["universal_full"].attribute == "full_width"
 
 
 def test_questions_are_the_challenges() -> None:
