@@ -118,21 +118,18 @@ def check_command(repo: Path, users: int, limit: float, as_json: bool) -> None:
     Exit status 1 when a row differs by more than --limit, is missing, or is of another moment.
     """
     from materialize.context import Context
+    from materialize.stream.broker import open_broker
     from materialize.stream.check import check_stream
-    from materialize.stream.connect import fix_partitions
-    from materialize.stream.keys import config_key
-    from materialize.stream.service import open_events
 
     context = Context(repo)
     store = context.store
-    with closing(open_events(store, context.settings)) as client:
-        used = client.exists(config_key(store.project))
+    with closing(open_broker(store, context.settings)) as broker:
         found = check_stream(
             store,
             context.settings,
             context.ledger,
             users,
-            stream=(client, fix_partitions(client, store.project, None)) if used else None,
+            stream=broker.payloads() if broker.used else (),
             limit=limit,
         )
     if as_json:
@@ -159,15 +156,13 @@ def append_command(repo: Path, file: Path, rate: float | None, quiet: bool) -> N
     """Append the events of FILE to the stream: JSON lines (- for stdin) or clean Parquet."""
     from materialize.context import Context
     from materialize.stream.append import append_payloads
-    from materialize.stream.service import open_events
-    from materialize.stream.writer import EventWriter
+    from materialize.stream.broker import open_broker
 
     context = Context(repo)
     settings = context.settings
-    with closing(open_events(context.store, settings)) as client:
-        writer = EventWriter(client, context.store.project, settings.file.stream.partitions)
+    with closing(open_broker(context.store, settings)) as broker:
         payloads = _payloads(file, settings.dataset.events.context)
-        appended = append_payloads(writer, payloads, rate=rate, progress=not quiet)
+        appended = append_payloads(broker.writer(), payloads, rate=rate, progress=not quiet)
     print_json({"appended": appended})
 
 
@@ -299,14 +294,11 @@ def _payloads(file: Path, context: Any) -> Iterator[bytes]:
 @contextmanager
 def _dead_letters(repo: Path) -> Iterator[DeadLetters]:
     from materialize.context import Context
-    from materialize.stream.connect import fix_partitions
-    from materialize.stream.dead_letters import DeadLetters
-    from materialize.stream.service import open_events
+    from materialize.stream.broker import open_broker
 
     context = Context(repo)
-    with closing(open_events(context.store, context.settings)) as client:
-        project = context.store.project
-        yield DeadLetters(client, project, fix_partitions(client, project, None))
+    with closing(open_broker(context.store, context.settings)) as broker:
+        yield broker.dead_letters()
 
 
 def _found(

@@ -65,6 +65,10 @@ class StreamSettings(BaseModel):
     url: str | None = None
     """Redis of the event stream, a single server (``redis://``, ``rediss://``, ``unix://``);
     ``${NAME}`` is read from the environment. None: the online store's."""
+    nats: str | None = None
+    """NATS server with JetStream that holds the events (``nats://``, ``tls://``, several with
+    commas between) instead of Redis Streams; leases and dead letters stay in Redis. ``${NAME}`` is
+    read from the environment. Needs the extra ``nats``."""
     partitions: int = Field(default=16, ge=1, le=1024)
     """Streams that events are spread over by user: as many workers at most. Fixed in Redis at first
     use."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from transforms.names import USER_KEY
 from transforms.stream.events import StreamEvent
 
 if TYPE_CHECKING:
-    from materialize.stream.writer import EventWriter
+    from materialize.stream.broker import Writer
 
 __all__ = ["run_stream_demo"]
 
@@ -175,24 +175,16 @@ class _Demo:
             step.counts = {"users": seeded.users, "events": seeded.events}
 
     def _stream(self, replay: Replay, targets: StreamTargets, rate: float) -> dict[str, Any]:
-        from materialize.stream.service import open_events
-        from materialize.stream.status import read_lag
-        from materialize.stream.writer import EventWriter
+        from materialize.stream.broker import open_broker
 
-        partitions = self._settings.file.stream.partitions
-        project = self._store.project
-        with closing(open_events(self._store, self._settings)) as client:
-            names = self._settings.dataset.events.context
-            writer = EventWriter(client, project, partitions, context=names)
-
-            def lag() -> Any:
-                return read_lag(client, project, partitions)
+        with closing(open_broker(self._store, self._settings)) as broker:
+            writer = broker.writer()
 
             def owned() -> bool:
-                return all(one.owner is not None for one in lag().partitions)
+                return all(one.owner is not None for one in broker.lag().partitions)
 
             def applied() -> bool:
-                left = lag()
+                left = broker.lag()
                 return not left.undelivered and not left.unacknowledged
 
             with worker_beside(self._repo, self._folder, owned, "--flush-seconds", "2"):
@@ -200,7 +192,7 @@ class _Demo:
                 replayed = self._replay(writer, replay.events(), rate)
                 until(applied, "The rest of the stream")
                 with self._meter.step("check") as step:
-                    check = self._check(replayed["touched"], (client, partitions))
+                    check = self._check(replayed["touched"], broker.payloads())
                     step.counts = {"users": check.users}
         cosines = self._cosines(replayed["before"], self._vectors(list(replayed["before"])))
         summary: dict[str, Any] = {
@@ -218,7 +210,7 @@ class _Demo:
         }
         return summary
 
-    def _tell(self, writer: EventWriter, replay: Replay, targets: StreamTargets) -> None:
+    def _tell(self, writer: Writer, replay: Replay, targets: StreamTargets) -> None:
         """Show a new user from sign-up to first plays, and an established one who plays."""
         new, at = replay.new_user(), replay.cut_us
         taste = replay.taste()
@@ -248,7 +240,7 @@ class _Demo:
         self._show("an established user plays", writer, [play], "an item unlike the others")
 
     def _show(
-        self, step: str, writer: EventWriter, events: Sequence[StreamEvent], note: str = ""
+        self, step: str, writer: Writer, events: Sequence[StreamEvent], note: str = ""
     ) -> None:
         """Append events of one user and wait until the embedding is another one."""
         user = events[-1].user_id
@@ -289,9 +281,7 @@ class _Demo:
         )
         self._moments.append(replace(self._moments.pop(), note=note, near=near))
 
-    def _replay(
-        self, writer: EventWriter, events: Sequence[StreamEvent], rate: float
-    ) -> dict[str, Any]:
+    def _replay(self, writer: Writer, events: Sequence[StreamEvent], rate: float) -> dict[str, Any]:
         """Append real events at a rate, and watch one of each few until its row is readable."""
         touched = list(dict.fromkeys(event.user_id for event in events))
         before = self._vectors(touched[:_SAMPLE])
@@ -316,7 +306,7 @@ class _Demo:
             **{"p50": round(p50, 1), "p99": round(p99, 1)},
         }
 
-    def _check(self, touched: Sequence[int | str], stream: tuple[Any, int]) -> StreamCheck:
+    def _check(self, touched: Sequence[int | str], stream: Iterable[bytes]) -> StreamCheck:
         users = [*touched[:_SAMPLE]]
         return check_stream(
             self._store, self._settings, self._ledger, users, stream=stream, limit=_LIMIT

@@ -1,4 +1,4 @@
-"""Start a real Redis, PostgreSQL or `feast serve` for a test, and stop it again.
+"""Start a real Redis, NATS, PostgreSQL or `feast serve` for a test, and stop it again.
 
 Each server runs in its own folder on a port that was free, and is ready when it answers its own
 protocol. As root, PostgreSQL runs as the ``postgres`` account, because it refuses to run as root.
@@ -178,6 +178,25 @@ def redis_cluster(folder: Path) -> Iterator[Server]:
                     raise TimeoutError(f"The cluster was not ready within {START_SECONDS} seconds.")
                 pause.wait(0.05)
         yield server
+
+
+@contextmanager
+def nats_server(folder: Path, *options: str, port: int | None = None) -> Iterator[Server]:
+    """Run a NATS server with JetStream; ``folder`` holds its log and its streams."""
+    program = find_program("nats-server")
+    port = free_port() if port is None else port
+
+    def ready() -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
+                return connection.recv(5) == b"INFO "
+        except OSError:
+            return False
+
+    command = [str(program), "--addr", "127.0.0.1", "--port", str(port)]
+    command += ["--jetstream", "--store_dir", str(folder), *options]
+    with running(command, folder, ready):
+        yield Server("127.0.0.1", port, f"nats://127.0.0.1:{port}")
 
 
 @contextmanager

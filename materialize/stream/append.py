@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from materialize.stream.writer import EventWriter
+    from materialize.stream.broker import Writer
 
 __all__ = ["append_payloads"]
 
@@ -20,16 +20,17 @@ _CALLS_PER_SECOND = 50
 
 
 def append_payloads(
-    writer: EventWriter, payloads: Iterable[bytes], *, rate: float | None, progress: bool
+    writer: Writer, payloads: Iterable[bytes], *, rate: float | None, progress: bool
 ) -> int:
     """Append events and return their number.
 
     Parameters
     ----------
-    writer : EventWriter
+    writer : Writer
     payloads : iterable of bytes
     rate : float or None
-        Events a second; None: as fast as Redis takes them. A pause of the writer is not made up.
+        Events a second; None: as fast as the broker takes them. A pause of the writer is not made
+        up.
     progress : bool
         A bar on standard error.
     """

@@ -30,7 +30,6 @@ from transforms.stream.state import UserStates
 
 if TYPE_CHECKING:
     from feast import FeatureStore, FeatureView
-    from redis import Redis
 
 __all__ = ["StreamCheck", "UserDifference", "check_stream"]
 
@@ -108,7 +107,7 @@ def check_stream(
     ledger: Ledger,
     users: Sequence[int | str] | int,
     *,
-    stream: tuple[Redis, int] | None = None,
+    stream: Iterable[bytes] = (),
     events: Iterable[StreamEvent] = (),
     limit: float = _LIMIT,
 ) -> StreamCheck:
@@ -121,9 +120,8 @@ def check_stream(
     ledger : Ledger
     users : sequence of ids, or int
         Whom to compare; a number draws so many by a hash of their ids.
-    stream : (redis.Redis, int) or None
-        Where the event streams are, and the number of partitions: what they hold counts beside the
-        clean tables. None: only ``events`` do.
+    stream : iterable of bytes
+        What the event stream holds (`Broker.payloads`): it counts beside the clean tables.
     events : iterable of StreamEvent
         More that happened, whichever way it came.
     limit : float
@@ -146,17 +144,14 @@ def check_stream(
     clean = CleanTables(settings.data_dir)
     clean.require()
     targets = TargetWatch(store, settings, ledger).targets
-    found: Iterable[StreamEvent] = events
-    if stream is not None:
-        parser = EventParser(
-            settings.dataset,
-            targets.user_type,
-            targets.item_type,
-            future_seconds=settings.file.stream.future_seconds,
-            known_items=targets.encoders,
-        )
-        client, partitions = stream
-        found = (*events, *read_stream(client, store.project, partitions, parser))
+    parser = EventParser(
+        settings.dataset,
+        targets.user_type,
+        targets.item_type,
+        future_seconds=settings.file.stream.future_seconds,
+        known_items=targets.encoders,
+    )
+    found = (*events, *read_stream(stream, parser))
     chosen, streamed = _choose(clean, users, found)
     given = gather(clean, settings.dataset, chosen, streamed)
     made = raw_rows_of(

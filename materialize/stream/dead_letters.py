@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -73,10 +73,18 @@ class DeadLetters:
     client : redis.Redis
     project : str
     partitions : int
+    append : callable, optional
+        Appends a payload to a partition, where the events are not in this Redis; default: they are.
     """
 
-    def __init__(self, client: Redis, project: str, partitions: int) -> None:
-        self._client = client
+    def __init__(
+        self,
+        client: Redis,
+        project: str,
+        partitions: int,
+        append: Callable[[int, bytes], None] | None = None,
+    ) -> None:
+        self._client, self._append = client, append
         self._project, self._partitions = project, partitions
         self._replay = client.register_script(_REPLAY)
 
@@ -110,9 +118,13 @@ class DeadLetters:
     def replay(self, letters: Collection[DeadLetter]) -> int:
         """Append letters to the stream again and return how many were still there.
 
-        Each moves in one step. An event that was applied meanwhile is a duplicate and changes
-        nothing.
+        Each moves in one step; where the events are elsewhere, it is appended first and then
+        deleted here. An event that was applied meanwhile is a duplicate and changes nothing.
         """
+        if self._append is not None:
+            for letter in letters:
+                self._append(self._place(letter.id)[0], letter.payload)
+            return self.drop(letters)
         moved = 0
         for letter in letters:
             partition, entry = self._place(letter.id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from transforms.stream.events import BadEvent, EventParser, StreamEvent
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["Given", "Streamed", "first_by_hash", "gather", "read_stream"]
+__all__ = ["Given", "Streamed", "first_by_hash", "gather", "read_stream", "redis_payloads"]
 
 _PER_CALL = 5_000
 _MEMORY_MB = 512
@@ -56,10 +56,17 @@ class Given:
     picked_last: dict[int | str, int]
 
 
-def read_stream(
-    client: Redis, project: str, partitions: int, parser: EventParser
-) -> Iterator[StreamEvent]:
-    """Yield the sound events that the streams hold at this moment, by partition, oldest first.
+def read_stream(payloads: Iterable[bytes], parser: EventParser) -> Iterator[StreamEvent]:
+    """Yield the sound events among those that a stream holds."""
+    for payload in payloads:
+        try:
+            yield parser.parse(payload)
+        except BadEvent:
+            continue  # a dead letter: it changes no row
+
+
+def redis_payloads(client: Redis, project: str, partitions: int) -> Iterator[bytes]:
+    """Yield the events that the streams hold at this moment, by partition, oldest first.
 
     What no longer than the retention was acknowledged is among them. Redis is read a few thousand
     entries at a time.
@@ -71,10 +78,7 @@ def read_stream(
         while end is not None:
             part: Any = client.xrange(key, min=after, max=end, count=_PER_CALL)
             for _, fields in part:
-                try:
-                    yield parser.parse(fields.get(PAYLOAD, b""))
-                except BadEvent:
-                    continue  # a dead letter: it changes no row
+                yield fields.get(PAYLOAD, b"")
             if len(part) < _PER_CALL:
                 break
             after = "(" + part[-1][0].decode()

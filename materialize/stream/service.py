@@ -12,22 +12,18 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from os import getpid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from encoder.errors import StreamConflict
-from materialize.config import RepoSettings
 from materialize.context import Context
 from materialize.metrics import serve_metrics
-from materialize.stream.connect import connect, expand_url, fix_partitions, masked, require_fit
+from materialize.stream.broker import Broker, open_broker
+from materialize.stream.connect import masked
 from materialize.stream.marker import StreamMarker, read_marker, write_marker
 from materialize.stream.metrics import StreamMetrics
 from materialize.stream.source import EventSource, Lag
 
-if TYPE_CHECKING:
-    from feast import FeatureStore
-    from redis import Redis
-
-__all__ = ["RunOptions", "open_events", "prepare", "require_states", "run_worker"]
+__all__ = ["RunOptions", "prepare", "require_states", "run_worker"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,34 +37,6 @@ class RunOptions:
     """File instead of the event stream."""
     from_nothing: bool = False
     """Where the online store holds no states, begin them empty."""
-
-
-def open_events(store: FeatureStore, settings: RepoSettings) -> Redis:
-    """Return a client of the event stream's Redis: ``stream.url``, or the online store's.
-
-    Raises
-    ------
-    DataFault
-        The online store is not Palate's for Redis.
-    StreamConflict, StoreRefused, TransientError
-        As `connect`.
-    """
-    from redis.cluster import RedisCluster
-
-    from materialize.stream.atomic import UserHashes
-
-    url = settings.file.stream.url
-    if url is not None:
-        return connect(expand_url(url))
-    client: Any = UserHashes(store).client
-    if isinstance(client, RedisCluster):
-        raise StreamConflict(
-            "The online store is a Redis cluster, and the event stream needs a single server. Name "
-            "one in stream.url of palate.yaml; the online store may stay as it is."
-        )
-    require_fit(client, "the online store's Redis")
-    made: Redis = client
-    return made
 
 
 def require_states(client: Any, project: str) -> None:
@@ -107,8 +75,8 @@ def prepare(context: Context, options: RunOptions) -> None:
             write_marker(online, project, StreamMarker(None, longest, "", time.time_ns() // 1000))
         require_states(online, project)
     if options.source is None:
-        with closing(open_events(store, settings)) as events:
-            fix_partitions(events, project, settings.file.stream.partitions)
+        with closing(open_broker(store, settings)) as broker:
+            broker.fix_partitions()
 
 
 def run_worker(
@@ -150,8 +118,8 @@ def run_worker(
                 f"Port {metrics_port} for metrics: {exc.strerror}. Set stream.metrics_port to one "
                 "that is free, with as many free ones behind it as there are workers."
             ) from exc
-        events = None if options.source is not None else open_events(store, settings)
-        source = _open_source(context, options, events)
+        broker = None if options.source is not None else open_broker(store, settings)
+        source = _open_source(context, options, broker)
         worker = Worker(
             applier,
             source,
@@ -159,31 +127,21 @@ def run_worker(
             stream,
             metrics,
             check=lambda: require_states(online, project),
-            restarted=Restarts([online] if events is None else [online, events]),
+            restarted=Restarts([online] if broker is None else [online, broker.client]),
             until_idle=options.until_idle or options.source is not None,
             on_look=on_look,
         )
         worker.run(stop)
 
 
-def _open_source(context: Context, options: RunOptions, events: Redis | None) -> EventSource:
-    """Return the file that was asked for, or the event stream behind a client."""
+def _open_source(context: Context, options: RunOptions, broker: Broker | None) -> EventSource:
+    """Return the file that was asked for, or the event stream behind a broker."""
     from materialize.stream.file_source import FileSource
-    from materialize.stream.redis_source import RedisSource
 
-    settings = context.settings
-    if events is None:
+    if broker is None:
         assert options.source is not None  # noqa: S101 - one of the two is there
-        return FileSource(options.source, settings.dataset.events.context)
-    stream = settings.file.stream
+        return FileSource(options.source, context.settings.dataset.events.context)
     name = f"{socket.gethostname()}-{getpid()}-{secrets.token_hex(3)}"
-    if stream.url is not None:
-        logger.info("worker %s reads events from %s", name, masked(stream.url))
-    return RedisSource(
-        events,
-        context.store.project,
-        stream.partitions,
-        name,
-        lease_seconds=stream.lease_seconds,
-        retention_hours=stream.retention_hours,
-    )
+    if broker.where is not None:
+        logger.info("worker %s reads events from %s", name, masked(broker.where))
+    return broker.source(name)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ResponseError
 
-from materialize.stream.connect import fix_partitions
 from materialize.stream.keys import GROUP, dead_key, events_key, lease_key
 from materialize.stream.marker import read_marker
 from materialize.stream.source import Lag, PartitionLag
@@ -103,19 +102,18 @@ def stream_status(context: Context) -> dict[str, Any]:
     DataFault
         The online store is not Palate's for Redis.
     StreamConflict, StoreRefused, TransientError
-        As `materialize.stream.service.open_events`, or the stream was never used.
+        As `open_broker`, or the stream was never used.
     """
     from materialize.stream.atomic import UserHashes
-    from materialize.stream.service import open_events
+    from materialize.stream.broker import open_broker
 
     store, project = context.store, context.store.project
     with closing(UserHashes(store).client) as online:
         marker = read_marker(online, project)
-    with closing(open_events(store, context.settings)) as client:
-        count = fix_partitions(client, project, None)
-        lag = read_lag(client, project, count)
-        with client.pipeline(transaction=False) as pipe:
-            for p in range(count):
+    with closing(open_broker(store, context.settings)) as broker:
+        lag = broker.lag()
+        with broker.client.pipeline(transaction=False) as pipe:
+            for p in range(len(lag.partitions)):
                 pipe.xlen(dead_key(project, p))
             dead: list[int] = pipe.execute()
     floor = None if marker is None else marker.floor_day

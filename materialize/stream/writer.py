@@ -17,7 +17,7 @@ from materialize.stream.keys import PAYLOAD, events_key, partition_of
 if TYPE_CHECKING:
     from transforms.stream.events import StreamEvent
 
-__all__ = ["EventWriter"]
+__all__ = ["EventWriter", "placed"]
 
 _PER_CALL = 500
 """Events of one pipeline."""
@@ -87,7 +87,7 @@ class EventWriter:
         while part := list(islice(made, _PER_CALL)):
             with self._client.pipeline(transaction=False) as pipe:
                 for event in part:
-                    partition, payload = self._placed(event)
+                    partition, payload = placed(event, self.partitions, self._context)
                     pipe.xadd(self._keys[partition], {PAYLOAD: payload})
                 pipe.execute()
             appended += len(part)
@@ -98,27 +98,33 @@ class EventWriter:
         if self._owns:
             self._client.close()
 
-    def _placed(self, event: StreamEvent | Mapping[str, Any] | bytes) -> tuple[int, bytes]:
-        if isinstance(event, bytes):
-            return self._partition_of_bytes(event), event
-        if isinstance(event, Mapping):
-            return self._partition(event.get("user_id"), b""), _as_json(event)
-        from transforms.stream.events import event_payload
 
-        return partition_of(event.user_id, self.partitions), event_payload(event, self._context)
+def placed(
+    event: StreamEvent | Mapping[str, Any] | bytes, partitions: int, context: Sequence[str] = ()
+) -> tuple[int, bytes]:
+    """Return the partition of an event and how it is appended."""
+    if isinstance(event, bytes):
+        return _partition_of_bytes(event, partitions), event
+    if isinstance(event, Mapping):
+        return _partition(event.get("user_id"), b"", partitions), _as_json(event)
+    from transforms.stream.events import event_payload
 
-    def _partition_of_bytes(self, payload: bytes) -> int:
-        try:
-            content = json.loads(payload)
-        except ValueError:  # UnicodeDecodeError and JSONDecodeError
-            content = None
-        user = content.get("user_id") if isinstance(content, dict) else None
-        return self._partition(user, payload)
+    return partition_of(event.user_id, partitions), event_payload(event, tuple(context))
 
-    def _partition(self, user: Any, payload: bytes) -> int:
-        if isinstance(user, int | str) and not isinstance(user, bool):
-            return partition_of(user, self.partitions)
-        return zlib.crc32(payload) % self.partitions  # a dead letter to be: anywhere will do
+
+def _partition_of_bytes(payload: bytes, partitions: int) -> int:
+    try:
+        content = json.loads(payload)
+    except ValueError:  # UnicodeDecodeError and JSONDecodeError
+        content = None
+    user = content.get("user_id") if isinstance(content, dict) else None
+    return _partition(user, payload, partitions)
+
+
+def _partition(user: Any, payload: bytes, partitions: int) -> int:
+    if isinstance(user, int | str) and not isinstance(user, bool):
+        return partition_of(user, partitions)
+    return zlib.crc32(payload) % partitions  # a dead letter to be: anywhere will do
 
 
 def _as_json(event: Mapping[str, Any]) -> bytes:

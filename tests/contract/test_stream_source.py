@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,9 +17,12 @@ import pytest
 import redis
 
 from encoder.errors import DataFault, StreamConflict
-from materialize.stream.connect import connect
+from materialize.stream.connect import connect, fix_partitions
 from materialize.stream.dead_letters import DeadLetters
 from materialize.stream.file_source import FileSource
+from materialize.stream.nats_link import NatsLink
+from materialize.stream.nats_source import NatsSource
+from materialize.stream.nats_writer import NatsWriter
 from materialize.stream.redis_source import RedisSource
 from materialize.stream.source import Delivery, EventSource
 from materialize.stream.writer import EventWriter
@@ -53,17 +56,44 @@ def _redis_place(server: Server) -> Place:
     project = f"s{uuid.uuid4().hex[:8]}"
     writer = EventWriter(connect(server.url), project, PARTITIONS)
 
-    def dead() -> list[tuple[str, str, dict[str, Any]]]:
-        letters = DeadLetters(connect(server.url), project, PARTITIONS).find()
-        return [(one.reason, one.detail, json.loads(one.payload)) for one in letters]
-
     return Place(
         append=lambda events: (writer.append(events), None)[1],
         open=lambda: RedisSource(
             connect(server.url), project, PARTITIONS, uuid.uuid4().hex, lease_seconds=60
         ),
-        dead=dead,
+        dead=lambda: _dead_in_redis(server, project),
     )
+
+
+def _nats_place(server: Server, redis_server: Server) -> Place:
+    project = f"s{uuid.uuid4().hex[:8]}"
+
+    def append(events: Sequence[dict[str, Any]]) -> None:
+        with closing(NatsLink(server.url, project)) as link:
+            NatsWriter(link, PARTITIONS).append(events)
+
+    return Place(
+        append=append,
+        open=lambda: nats_source(server, redis_server, project),
+        dead=lambda: _dead_in_redis(redis_server, project),
+    )
+
+
+def nats_source(
+    server: Server, redis_server: Server, project: str, lease_seconds: float = 60, **more: Any
+) -> NatsSource:
+    client, link = connect(redis_server.url), NatsLink(server.url, project)
+    fix_partitions(client, project, PARTITIONS)
+    worker = uuid.uuid4().hex
+    return NatsSource(
+        link, client, project, PARTITIONS, worker, lease_seconds=lease_seconds, **more
+    )
+
+
+def _dead_in_redis(server: Server, project: str) -> list[tuple[str, str, dict[str, Any]]]:
+    with closing(connect(server.url)) as client:
+        letters = DeadLetters(client, project, PARTITIONS).find()
+        return [(one.reason, one.detail, json.loads(one.payload)) for one in letters]
 
 
 def _dead_in_file(path: Path) -> list[tuple[str, str, dict[str, Any]]]:
@@ -95,10 +125,13 @@ def _parquet_place(path: Path) -> Place:
     return Place(append, lambda: FileSource(path), lambda: _dead_in_file(path))
 
 
-@pytest.fixture(params=["redis", "lines", "parquet"])
+@pytest.fixture(params=["redis", "nats", "lines", "parquet"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     if request.param == "redis":
         made = _redis_place(request.getfixturevalue("redis_server"))
+    elif request.param == "nats":
+        servers = (request.getfixturevalue(name) for name in ("nats_server", "redis_server"))
+        made = _nats_place(*servers)
     elif request.param == "lines":
         made = _lines_place(tmp_path / "events.jsonl")
     else:
