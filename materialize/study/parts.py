@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from encoder.schema import Block, FeatureSchema
 from transforms.layout import ACTIVITY, COUNTS_PER_WINDOW, ONBOARDING, PROFILE
 
-__all__ = ["Part", "parts_of"]
+__all__ = ["KINDS", "Part", "parts_of"]
+
+KINDS = ("pooled", "interests", "counts", "context", "profile", "onboarding")
+"""Parts that share no block with each other; modalities and windows cut across them."""
 
 _OF_WINDOW = re.compile(r"^(?P<modality>.+?)(_interests)?_(?P<days>\d+)d$")
 """Names of pooled and histogram blocks, see ``RawLayout.schema``."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from encoder.schema import FeatureSchema
-from materialize.study.parts import parts_of
+from materialize.study.parts import KINDS, parts_of
 from materialize.study.variant import DEFAULT, Variant
 
 if TYPE_CHECKING:
@@ -123,13 +123,14 @@ def _hidden(schema: FeatureSchema, config: TrainingConfig) -> Iterable[Variant]:
 
 
 def _corruption(schema: FeatureSchema, config: TrainingConfig) -> Iterable[Variant]:
-    clean = {"block_dropout": 0.0, "noise_std": 0.0, "unknown_rate": 0.0}
-    yield Variant("none", "no corruption", model=clean)
-    for field, title, values in (
-        ("block_dropout", "block dropout", (0.0, 0.1, 0.2, 0.4)),
-        ("noise_std", "noise", (0.0, 0.1, 0.3)),
-        ("unknown_rate", "unknown categories", (0.0, 0.05, 0.2)),
-    ):
+    fields = {
+        "block_dropout": ("block dropout", (0.0, 0.2, 0.4)),
+        "view_dropout": ("view dropout", (0.0, 0.3, 0.5)),
+        "noise_std": ("noise", (0.0, 0.1, 0.3)),
+        "unknown_rate": ("unknown categories", (0.0, 0.05)),
+    }
+    yield Variant("none", "no corruption", model=dict.fromkeys(fields, 0.0))
+    for field, (title, values) in fields.items():
         for value in values:
             if getattr(config.model, field) != value:
                 yield Variant(f"{field}-{value:g}", f"{title} {value:g}", model={field: value})
@@ -137,7 +138,7 @@ def _corruption(schema: FeatureSchema, config: TrainingConfig) -> Iterable[Varia
 
 def _weighting(schema: FeatureSchema, config: TrainingConfig) -> Iterable[Variant]:
     for part in parts_of(schema):
-        if part.blocks:
+        if part.name in KINDS:
             heavy = dict(config.block_weights) | {
                 name: 3.0 * config.block_weights.get(name, 1.0) for name in part.blocks
             }
