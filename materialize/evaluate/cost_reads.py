@@ -13,7 +13,7 @@ import pandas as pd
 
 from encoder.schema import FeatureSchema
 from materialize.stores.compact import compact_form, compact_messages
-from transforms.names import USER_KEY
+from transforms.names import FLOAT32, USER_KEY
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -188,5 +188,10 @@ def _bytes(store: FeatureStore, columns: Mapping[str, Sequence[Any]]) -> npt.NDA
     total: npt.NDArray[np.float64] = np.zeros(len(next(iter(columns.values()))))
     for feature, values in columns.items():
         form = compact_form(store.get_feature_view(feature.split(":")[0]))
-        total += [len(message) for message in compact_messages(values, form)]
+        stored = (
+            [value.SerializeToString() for value in values]
+            if form == FLOAT32
+            else compact_messages(values, form)
+        )
+        total += [len(message) for message in stored]
     return total
