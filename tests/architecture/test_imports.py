@@ -48,11 +48,18 @@ TORCH_ON_LOAD = {
     "encoder/export.py",
     "encoder/heads.py",
     "encoder/losses.py",
+    "encoder/network_probe.py",
     "encoder/placement.py",
     "encoder/progress.py",
     "encoder/training.py",
     "encoder/training_config.py",
     "encoder/universal_probe.py",
+    "materialize/evaluate/models/dlrm.py",
+    "materialize/evaluate/models/lightfm.py",
+    "materialize/evaluate/models/ranking_head.py",
+    "materialize/evaluate/models/sasrec.py",
+    "materialize/evaluate/models/two_tower.py",
+    "materialize/evaluate/models/user_towers.py",
 }
 FEAST_ON_LOAD = {
     # Declarations are Feast objects.

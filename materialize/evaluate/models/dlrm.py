@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from materialize.evaluate.models.base import Pairs
+from materialize.evaluate.models.base import Pairs, check_pairs
 from materialize.evaluate.models.item_side import item_features
 from materialize.evaluate.models.two_tower import (
     ItemTower,
@@ -32,6 +32,7 @@ Int64 = npt.NDArray[np.int64]
 _FACTORS = 16
 _TOP = (64, 32)
 _DROPOUT = 0.1
+_SETTINGS = TowerSettings(factors=_FACTORS, weight_decays=(0.3, 3.0))
 
 
 class DlrmNetwork(nn.Module):
@@ -121,10 +122,11 @@ class Dlrm:
     task_specific = True
 
     def __init__(self, settings: TowerSettings | None = None) -> None:
-        self.settings = TowerSettings(factors=_FACTORS) if settings is None else settings
+        self.settings = _SETTINGS if settings is None else settings
 
     def fit(self, cohort: Cohort, encoder: EncoderArtifact, pairs: Pairs, seed: int) -> None:
         """Train the network. Raises as every pair model does."""
+        check_pairs(cohort, pairs)
         inputs = standardise(cohort.inputs(encoder), cohort.training)
         blocks = [(b.start, b.stop) for b in encoder.preprocessor.input_slices]
         features, factors = item_features(cohort), self.settings.factors

@@ -26,7 +26,7 @@ _MAX_ITEMS = 5_000
 _CHOICE_ITEMS = 2_000
 _L2 = (30.0, 100.0, 300.0, 1000.0)
 _USERS = 4_096
-_DENSE_FLOPS = 30
+_DENSE_GAIN = 300
 """A multiplication of dense matrices is about so many times as fast as one of sparse ones."""
 
 
@@ -96,7 +96,7 @@ def gram(past: sparse.csr_array) -> Float32:
     interactions = binary(past)
     n_users, n_items = interactions.shape
     sparse_cost = float(np.square(np.diff(interactions.indptr).astype(np.float64)).sum())
-    if sparse_cost < n_users * n_items * n_items / _DENSE_FLOPS:
+    if sparse_cost < n_users * n_items * n_items / _DENSE_GAIN:
         return np.asarray((interactions.T @ interactions).toarray(), np.float32)
     counts = np.zeros((n_items, n_items), np.float32)
     for start in range(0, n_users, _USERS):

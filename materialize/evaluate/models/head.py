@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from encoder.errors import EvaluationFault
-from materialize.evaluate.models.base import PairModel, Pairs, UserModel
+from materialize.evaluate.models.base import PairModel, Pairs, UserModel, check_pairs
 from materialize.evaluate.models.item_side import item_features
 from materialize.evaluate.models.two_tower import (
     ItemTower,
@@ -60,6 +60,7 @@ class LightHead:
 
     def fit(self, cohort: Cohort, encoder: EncoderArtifact, pairs: Pairs, seed: int) -> None:
         """Fit the head. Raises as every pair model does."""
+        check_pairs(cohort, pairs)
         z = standardise(frozen(self.users, cohort, encoder, seed), cohort.training)
         features, factors = item_features(cohort), self.settings.factors
 

@@ -86,11 +86,11 @@ def similarities(past: sparse.csr_array, neighbours: int) -> sparse.csr_array:
     """
     from implicit.nearest_neighbours import ItemItemRecommender
 
-    interactions = sparse.csr_matrix(binary(past))
+    interactions = sparse.csr_matrix(binary(past)).astype(np.float64)  # the library's own type
     count = np.bincount(interactions.indices, minlength=past.shape[1])
     # Columns of length 1, so that products are cosines. (The library's own cosine recommender
     # warns of the matrix that it makes for itself.)
-    interactions.data /= np.sqrt(count)[interactions.indices].astype(np.float32)
+    interactions.data /= np.sqrt(count)[interactions.indices]
     model = ItemItemRecommender(K=neighbours + 1)  # an item is its own nearest
     model.fit(interactions, show_progress=False)
     found = sparse.csr_array(model.similarity).astype(np.float32)

@@ -11,7 +11,7 @@ from scipy import sparse
 from torch import nn
 from torch.nn.functional import embedding_bag
 
-from materialize.evaluate.models.base import Pairs
+from materialize.evaluate.models.base import Pairs, check_pairs
 from materialize.evaluate.models.item_side import item_tags
 from materialize.evaluate.models.two_tower import (
     ItemTower,
@@ -32,6 +32,8 @@ Int64 = npt.NDArray[np.int64]
 
 _MAX_TAGS = 256
 _MIN_ROWS = 2
+# A column of the sparse features learns from few rows: larger steps, less decay than the head's.
+_SETTINGS = TowerSettings(learning_rate=3e-3, weight_decays=(0.3, 3.0))
 
 
 class FeatureSum(nn.Module):
@@ -88,10 +90,11 @@ class LightFm:
     task_specific = True
 
     def __init__(self, settings: TowerSettings | None = None) -> None:
-        self.settings = TowerSettings() if settings is None else settings
+        self.settings = _SETTINGS if settings is None else settings
 
     def fit(self, cohort: Cohort, encoder: EncoderArtifact, pairs: Pairs, seed: int) -> None:
         """Fit all embeddings. Raises as every pair model does."""
+        check_pairs(cohort, pairs)
         users, tags = user_features(cohort), item_tags(cohort, _MAX_TAGS)
         factors = self.settings.factors
 

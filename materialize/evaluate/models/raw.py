@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from materialize.evaluate.models.base import Pairs
+from materialize.evaluate.models.base import Pairs, check_pairs
 from materialize.evaluate.models.item_side import item_features
 from materialize.evaluate.models.two_tower import (
     ItemTower,
@@ -28,6 +28,8 @@ Int64 = npt.NDArray[np.int64]
 
 _HIDDEN = (256, 128)
 _DROPOUT = 0.3
+# Dropout does a part of what weight decay does for the head.
+_SETTINGS = TowerSettings(weight_decays=(0.3, 3.0))
 
 
 class RawNetwork:
@@ -44,10 +46,11 @@ class RawNetwork:
     task_specific = True
 
     def __init__(self, settings: TowerSettings | None = None) -> None:
-        self.settings = TowerSettings() if settings is None else settings
+        self.settings = _SETTINGS if settings is None else settings
 
     def fit(self, cohort: Cohort, encoder: EncoderArtifact, pairs: Pairs, seed: int) -> None:
         """Train the network. Raises as every pair model does."""
+        check_pairs(cohort, pairs)
         inputs = standardise(cohort.inputs(encoder), cohort.training)
         features, factors = item_features(cohort), self.settings.factors
 

@@ -46,9 +46,9 @@ def of_past(cohort: Cohort) -> Sequences:
     """Return what the past users did before the cut-off: what a sequence model is fitted on."""
     table = cohort.sequences
     user = table.column("user_id").to_numpy()
-    starts = np.flatnonzero(np.append(True, user[1:] != user[:-1])) if len(user) else []
+    starts = np.flatnonzero(np.append(len(user) > 0, user[1:] != user[:-1]))
     return Sequences(
-        np.append(np.asarray(starts, np.int64), len(user)),
+        np.append(starts, len(user)).astype(np.int64),
         table.column("item").to_numpy().astype(np.int64),
         _days(table.column("ts").to_numpy()),
     )
