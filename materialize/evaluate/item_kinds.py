@@ -15,7 +15,7 @@ from transforms.clean import CleanTables
 from transforms.dataset import Dataset
 from transforms.engine import arrow_table, quoted
 
-__all__ = ["ItemKinds", "cluster_targets", "item_kinds"]
+__all__ = ["ItemKinds", "cluster_targets", "has_tags", "item_kinds"]
 
 _MOST_KINDS = 1_000
 
@@ -39,13 +39,13 @@ class ItemKinds:
     tags: tuple[tuple[str, ...], ...]
 
 
-def cluster_targets(dataset: Dataset, encoders: ModalityEncoders) -> pa.Table | None:
-    """Return item_id and target, the content cluster, where the items have no tags; else None.
+def has_tags(dataset: Dataset) -> bool:
+    """Return whether the data set's items have tags."""
+    return dataset.items is not None and dataset.items.tags is not None
 
-    The cluster is of the first modality where there is no content.
-    """
-    if dataset.items is not None and dataset.items.tags is not None:
-        return None
+
+def cluster_targets(encoders: ModalityEncoders) -> pa.Table:
+    """Return item_id and target, the content cluster; of the first modality without content."""
     named: dict[str, ItemVectors] = {m.name: m for m in encoders.modalities}
     chosen = named.get("content", encoders.modalities[0])
     known = chosen.cluster_of >= 0
@@ -76,14 +76,15 @@ def item_kinds(
     popularity : float64 (n_all_items,)
         Events before the cut-off, in the encoders' order.
     """
-    pairs = cluster_targets(dataset, encoders)
-    tagged = pairs is None
-    if pairs is None:
+    tagged = has_tags(dataset)
+    if tagged:
         pairs = arrow_table(
             db,
             "SELECT DISTINCT item_id, unnest(tags) AS target FROM "
             f"read_parquet({quoted(clean.items)})",
         )
+    else:
+        pairs = cluster_targets(encoders)
     item = encoders.index_of(pairs["item_id"])
     name = pairs["target"].combine_chunks().dictionary_encode()
     names = np.array(name.dictionary.to_pylist(), object)

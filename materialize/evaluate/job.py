@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from encoder.errors import EvaluationFault
 from materialize.config import RepoSettings
+from materialize.evaluate.item_kinds import cluster_targets, has_tags
 from materialize.evaluate.labels import Labels, build_labels
 from materialize.evaluate.probe import ProbeReport, run_probe
 from materialize.features import current_modalities
@@ -99,25 +100,11 @@ def repository_labels(settings: RepoSettings) -> Labels:
         CleanTables(settings.data_dir),
         memory_limit_mb=settings.file.memory_limit_mb,
         seed=settings.file.seed,
-        item_targets=_cluster_targets(settings),
-    )
-
-
-def _cluster_targets(settings: RepoSettings) -> pa.Table | None:
-    """Return item clusters to predict where items have no tags: content's, else the first ones."""
-    items = settings.dataset.items
-    if items is not None and items.tags is not None:
-        return None
-    encoders = current_modalities(settings.features_dir)
-    named = {m.name: m for m in encoders.modalities}
-    chosen = named.get("content", encoders.modalities[0])
-    known = chosen.cluster_of >= 0
-    clusters = chosen.cluster_of[known].tolist()
-    return pa.table(
-        {
-            "item_id": encoders.item_ids.filter(pa.array(known)),
-            "target": [f"{chosen.name} {k}" for k in clusters],
-        }
+        item_targets=(
+            None
+            if has_tags(settings.dataset)
+            else cluster_targets(current_modalities(settings.features_dir))
+        ),
     )
 
 
