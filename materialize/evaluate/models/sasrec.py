@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     from encoder.artifact import EncoderArtifact
     from materialize.evaluate.cohort import Cohort
 
-__all__ = ["SasRec", "SasRecNetwork", "SasRecSettings", "fit_sasrec", "pairs"]
+__all__ = [
+    "SasRec",
+    "SasRecNetwork",
+    "SasRecSettings",
+    "fit_sasrec",
+    "pairs",
+    "sequence_windows",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +202,7 @@ def _train(network: SasRecNetwork, events: Sequences, settings: SasRecSettings, 
     n_events = int(events.sizes[users].sum())
     epochs = int(np.clip(round(settings.events / n_events), 2, 40))
     rng = np.random.default_rng(seed)
-    windows = [_windows(events, users, settings.length + 1, rng) for _ in range(epochs)]
+    windows = [sequence_windows(events, users, settings.length + 1, rng) for _ in range(epochs)]
     steps = sum(-(-len(starts) // settings.batch) for starts, _ in windows)
     optimiser = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -221,7 +228,7 @@ def _train(network: SasRecNetwork, events: Sequences, settings: SasRecSettings, 
     network.eval()
 
 
-def _windows(
+def sequence_windows(
     events: Sequences, users: Int64, length: int, rng: np.random.Generator
 ) -> tuple[Int64, Int64]:
     """Return start and size of windows that cover each user's events, shifted at random.
