@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import expit
 
 from encoder.errors import EvaluationFault
@@ -24,17 +26,19 @@ from materialize.evaluate.calibration import calibration
 from materialize.evaluate.future_pairs import SAMPLINGS, future_pairs, repeats_happen
 from materialize.evaluate.measurement import EMBEDDING, Measurement
 from materialize.evaluate.models.base import Pairs
-from materialize.evaluate.models.registry import choose, full_ranker, pair_model
+from materialize.evaluate.models.registry import choose, pair_model
 from materialize.evaluate.ranking import judged_rows, ranked
 
 if TYPE_CHECKING:
     from encoder.artifact import EncoderArtifact
     from materialize.evaluate.cohort import Cohort
     from materialize.evaluate.models.base import PairModel
-    from materialize.evaluate.models.registry import Kind
     from materialize.evaluate.task import Progress
 
 __all__ = ["CHANCE", "BeyondTask"]
+
+Int64 = npt.NDArray[np.int64]
+Float32 = npt.NDArray[np.float32]
 
 CHANCE = "chance"
 """Baseline of the gaps between groups of users: groups drawn by lot."""
@@ -46,9 +50,10 @@ _BESIDE = ("mean_vectors", "popularity", "als", "item_knn")
 class BeyondTask:
     """Judges lists of ten unseen items, and probabilities, by what accuracy does not tell.
 
-    One row of each of up to 2,000 test users who consume something new gets a list from each model,
-    made as in task ``ranking``. Items are described by their tags, by their cluster where there are
-    none.
+    Models are fitted as in task ``future``, on pairs of training users: the light head on frozen
+    vectors, and recommenders. One row of each of up to 2,000 test users who consume something new
+    gets a list from each model: the items with the largest log odds among those that the user has
+    not seen. Items are described by their tags, by their cluster where there are none.
 
     - ``ece@popularity``, ``ece@uniform``: expected calibration error of the probability that a pair
       was consumed, by how negatives are drawn, as in task ``future`` (Guo et al., 2017).
@@ -96,95 +101,94 @@ class BeyondTask:
     ) -> list[Measurement]:
         """Return the figures of the embedding and of the baselines; see ``Task.measure``."""
         setting = list_setting(cohort, n_resamples)
-        found: list[Measurement] = []
-        for name, figures in self._of_lists(cohort, encoder, seed, models, setting, progress):
-            found += _measured(name, figures, seed)
-        for name, figures in self._of_pairs(cohort, encoder, seed, models, setting, progress):
-            found += _measured(name, figures, seed)
-        return found
-
-    def _of_lists(
-        self,
-        cohort: Cohort,
-        encoder: EncoderArtifact,
-        seed: int,
-        models: Sequence[str] | None,
-        setting: ListSetting,
-        progress: Progress,
-    ) -> Iterator[tuple[str, list[Figure]]]:
-        with_groups = find_spec("fairlearn") is not None
-        if not with_groups:
-            progress.skip(CHANCE, "fairlearn is not installed: pip install 'palate[evaluate]'")
-        exposure: dict[str, Any] = {}
-        by_group: dict[str, Any] = {}
-        for name in _names("ranking", models, progress):
-            model = full_ranker(name)
-            model.fit(cohort, encoder, seed)
-            lists = ranked(model, cohort, setting.rows, LISTED)
-            of_items, exposure[name] = exposure_figures(lists, setting)
-            yield name, list_figures(lists, setting) + of_items
-            if with_groups:
-                gaps, by_lot, by_group[name] = group_figures(lists, setting, seed)
-                yield name, gaps
-                if name == EMBEDDING:
-                    yield CHANCE, by_lot
-            progress.step(f"{self.name}: {name}, lists")
-        progress.detail("exposure_by_tenth", exposure)
-        progress.detail("ndcg_by_group", by_group)
-
-    def _of_pairs(
-        self,
-        cohort: Cohort,
-        encoder: EncoderArtifact,
-        seed: int,
-        models: Sequence[str] | None,
-        setting: ListSetting,
-        progress: Progress,
-    ) -> Iterator[tuple[str, list[Figure]]]:
         repeats = repeats_happen(cohort)
         training = np.flatnonzero(cohort.training)
         fit, test = (
             {s: future_pairs(cohort, rows, s, seed, with_repeats=repeats) for s in SAMPLINGS}
             for rows in (training, setting.rows)
         )
-        reliability: dict[str, Any] = {}
-        for name in _names("pairs", models, progress):
+        together = Pairs.together(list(fit.values()))
+        progress.detail("pairs", {"users": len(setting.rows), "fit": len(together)})
+        with_groups = find_spec("fairlearn") is not None
+        if not with_groups:
+            progress.skip(CHANCE, "fairlearn is not installed: pip install 'palate[evaluate]'")
+        details: dict[str, dict[str, Any]] = {
+            "reliability": {},
+            "exposure_by_tenth": {},
+            "ndcg_by_group": {},
+        }
+        found: list[Measurement] = []
+        for name in _names(models, progress):
             model = pair_model(name)
-            model.fit(cohort, encoder, Pairs.together(list(fit.values())), seed)
-            reliability[name] = {}
-            figures: list[Figure] = []
-            for sampling, pairs in test.items():
-                of_groups, bins = _calibrated(model, pairs, sampling, setting)
-                figures += of_groups
-                reliability[name][sampling] = bins
-            yield name, figures
-            progress.step(f"{self.name}: {name}, calibration")
-        progress.detail("reliability", reliability)
+            model.fit(cohort, encoder, together, seed)
+            figures, details["reliability"][name] = _calibrated(model, test, setting)
+            lists = ranked(_EveryItem(model, len(cohort.catalogue)), cohort, setting.rows, LISTED)
+            figures += list_figures(lists, setting)
+            of_items, details["exposure_by_tenth"][name] = exposure_figures(lists, setting)
+            figures += of_items
+            if with_groups:
+                gaps, by_lot, of_groups = group_figures(lists, setting, seed)
+                details["ndcg_by_group"][name] = of_groups
+                figures += gaps
+                if name == EMBEDDING:
+                    found += _measured(CHANCE, by_lot, seed)
+            found += _measured(name, figures, seed)
+            progress.step(f"{self.name}: {name}")
+        for key, value in details.items():
+            progress.detail(key, value)
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class _EveryItem:
+    """A fitted pair model as a ranking: log odds of each item of the catalogue."""
+
+    model: PairModel
+    n_items: int
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @property
+    def task_specific(self) -> bool:
+        return self.model.task_specific
+
+    def fit(self, cohort: Cohort, encoder: EncoderArtifact, seed: int) -> None:
+        """Do nothing: the model is fitted on pairs."""
+
+    def scores(self, rows: Int64) -> Float32:
+        items = np.tile(np.arange(self.n_items), len(rows))
+        of_pairs = self.model.score(np.repeat(rows, self.n_items), items)
+        return of_pairs.reshape(len(rows), self.n_items)
 
 
 def _calibrated(
-    model: PairModel, pairs: Pairs, sampling: str, setting: ListSetting
-) -> tuple[list[Figure], list[dict[str, float]]]:
-    """Return the ECE of each group, and the bins of all users."""
-    probability = expit(model.score(pairs.row, pairs.item) + pairs.offset)
-    place = np.searchsorted(setting.rows, pairs.row)  # rows ascend
+    model: PairModel, test: Mapping[str, Pairs], setting: ListSetting
+) -> tuple[list[Figure], dict[str, list[dict[str, float]]]]:
+    """Return the ECE of each sampling and group, and the bins of all users by sampling."""
     figures: list[Figure] = []
-    bins: list[dict[str, float]] = []
-    for group, member in setting.members.items():
-        asked = member[place]
-        if not asked.any():
-            continue
-        found = calibration(pairs.y[asked], probability[asked], setting.draws.take(place[asked]))
-        of_rows = setting.draws.take(np.unique(place[asked]))
-        figures.append(Figure(f"ece@{sampling}", group, found.ece, of_rows, False))
-        if group == ALL:
-            bins = found.to_list()
+    bins: dict[str, list[dict[str, float]]] = {}
+    for sampling, pairs in test.items():
+        probability = expit(model.score(pairs.row, pairs.item) + pairs.offset)
+        place = np.searchsorted(setting.rows, pairs.row)  # rows ascend
+        for group, member in setting.members.items():
+            asked = member[place]
+            if not asked.any():
+                continue
+            found = calibration(
+                pairs.y[asked], probability[asked], setting.draws.take(place[asked])
+            )
+            of_rows = setting.draws.take(np.unique(place[asked]))
+            figures.append(Figure(f"ece@{sampling}", group, found.ece, of_rows, False))
+            if group == ALL:
+                bins[sampling] = found.to_list()
     return figures, bins
 
 
-def _names(kind: Kind, models: Sequence[str] | None, progress: Progress) -> list[str]:
+def _names(models: Sequence[str] | None, progress: Progress) -> list[str]:
     beside = _BESIDE if models is None else [name for name in models if name != CHANCE]
-    names, left_out = choose(kind, [EMBEDDING, *beside])
+    names, left_out = choose("pairs", [EMBEDDING, *beside])
     for name, reason in left_out.items():
         progress.skip(name, reason)
     return names

@@ -52,8 +52,9 @@ ALL = "all"
 LISTED = 10
 """Items of a list."""
 
-_USERS = 2_000
-"""Test users who get lists, by the hash of the id."""
+_USERS, _CELLS = 2_000, 40_000_000
+"""So many test users get lists, by the hash of the id, and fewer where users times items are more
+than this: every item is scored for every one of them, by every model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +126,8 @@ def list_setting(cohort: Cohort, n_resamples: int) -> ListSetting:
     judged = judged_rows(cohort)
     _, first = np.unique(cohort.user_id[judged.rows].astype(str), return_index=True)
     everybody = user_draws(cohort.user_id[judged.rows[first]], n_resamples)
-    chosen = np.sort(first[np.argsort(everybody.keys[everybody.owner])[:_USERS]])
+    most = max(1, min(_USERS, _CELLS // len(cohort.catalogue)))
+    chosen = np.sort(first[np.argsort(everybody.keys[everybody.owner])[:most]])
     rows = judged.rows[chosen]
     members = {name: mask[rows] for name, mask in cohort.groups.items() if mask[rows].any()}
     activity = np.full(len(rows), "between", object)
