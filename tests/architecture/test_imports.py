@@ -35,7 +35,7 @@ MAY_IMPORT = {
     }
     | {"plotly", "jinja2", "umap", "requests", "tenacity", "prometheus_client"}
     | {"cachetools", "async_timeout", "google.protobuf.message", "google.protobuf.timestamp_pb2"}
-    | {"fairlearn", "implicit", "ptls"},
+    | {"fairlearn", "implicit", "nats", "ptls"},
     # Views are declared from the ledger's spaces, so its config and ledger are the exception.
     "feature_repo": {"transforms", "feast", "materialize.config", "materialize.ledger"},
 }
