@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,13 +113,17 @@ class StudyPlan:
         return [t for t in self.judging.tasks if not unit_path(folder, t, unit.seed).exists()]
 
     def finished(self, variant: Variant) -> list[Unit]:
-        """Return the finished units of a variant, also those of other calls, ordered by seed."""
+        """Return the judged units of a variant, also those of other calls, ordered by seed."""
         seeds = sorted(
             int(path.stem.removeprefix("training-"))
             for path in (self.folder / variant.name).glob("training-*.json")
         )
-        units = [Unit(variant, seed) for seed in seeds]
-        return [unit for unit in units if not self.missing(unit)]
+        return [Unit(variant, seed) for seed in seeds]
+
+    def judged_by(self, unit: Unit) -> list[str]:
+        """Return the tasks that a unit was judged by, also in other calls."""
+        folder = self.unit_folder(unit)
+        return [name for name in TASKS if unit_path(folder, name, unit.seed).exists()]
 
     def read_facts(self, unit: Unit) -> dict[str, Any]:
         """Return what a finished unit's training took and gave."""
@@ -215,6 +220,7 @@ def plan_study(
         store, settings, schema, modalities, predicting, folder / "rows", max_training_rows
     )
     content = [
+        version("palate"),
         rows.source().fingerprint,
         CleanTables(settings.data_dir).fingerprint(),
         schema.to_dict(),

@@ -54,8 +54,8 @@ def run_study(
     Returns
     -------
     dict
-        See `summarise`: every finished unit of the same data and settings is in it, also those of
-        earlier calls with other variants or seeds.
+        See `summarise`: every judged unit of the same data and settings is in it, also those of
+        earlier calls with other variants, seeds or tasks.
 
     Raises
     ------
@@ -156,6 +156,7 @@ def _drift(plan: StudyPlan, unit: Unit, artifact: EncoderArtifact) -> dict[str, 
 def _summary(plan: StudyPlan, cohort: Cohort) -> dict[str, Any]:
     results: list[VariantResult] = []
     drift: list[dict[str, Any]] = []
+    tasks: dict[str, None] = {}
     for variant in plan.study.variants(plan.rows.schema, plan.config):
         training: dict[int, Mapping[str, Any]] = {}
         measurements: list[Measurement] = []
@@ -164,7 +165,8 @@ def _summary(plan: StudyPlan, cohort: Cohort) -> dict[str, Any]:
             training[unit.seed] = facts
             if facts["drift"] is not None:
                 drift.append({"variant": variant.name, "seed": unit.seed, **facts["drift"]})
-            for task in plan.judging.tasks:
+            for task in plan.judged_by(unit):
+                tasks.setdefault(task)
                 found = read_unit(plan.unit_folder(unit), task, unit.seed)
                 measurements += [] if found is None else found.measurements
         results.append(VariantResult(variant, training, measurements))
@@ -175,7 +177,7 @@ def _summary(plan: StudyPlan, cohort: Cohort) -> dict[str, Any]:
         "command": f"palate study run {plan.study.name}",
         "dataset": cohort.name,
         "cohort": cohort_facts(cohort),
-        "tasks": list(plan.judging.tasks),
+        "tasks": list(tasks),
         "n_resamples": plan.judging.n_resamples,
     }
     return {**summarise(facts, results), "drift": drift}

@@ -143,7 +143,7 @@ def test_a_killed_study_goes_on_and_ends_with_the_same_summary(
     assert _without_times(summary) == expected
 
 
-def test_another_task_or_seed_adds_to_what_is_there(
+def test_another_seed_adds_to_what_is_there(
     ablated: dict[str, Any], story: Story, settings: RepoSettings
 ) -> None:
     plan = _plan(story, "ablations", ("no_7d",), (0, 1))
