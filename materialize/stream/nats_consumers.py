@@ -61,10 +61,12 @@ async def consumers_of(link: NatsLink) -> dict[int, list[PartitionConsumer]]:
 
 
 def _told(info: ConsumerInfo) -> PartitionConsumer:
+    # One that was handed nothing yet has no floor of its own: everything before it is settled.
+    begins_behind = (info.config.opt_start_seq or 1) - 1
     return PartitionConsumer(
         name=info.name or "",
-        acknowledged=_number(info.ack_floor),
-        delivered=_number(info.delivered),
+        acknowledged=max(begins_behind, _number(info.ack_floor)),
+        delivered=max(begins_behind, _number(info.delivered)),
         undelivered=info.num_pending or 0,
         unacknowledged=info.num_ack_pending or 0,
     )

@@ -95,6 +95,17 @@ def test_two_workers_share_the_partitions_and_every_event_comes_once(stream: Str
     assert len(found) == len(numbers(found)) == 40
 
 
+def test_owners_that_were_handed_nothing_do_not_lose_the_place(stream: Stream) -> None:
+    stream.writer.append([event(n, n) for n in range(9)])
+    first = stream.source()
+    first.ack(drain(first))
+    first.close()
+    for _ in range(2):
+        heir = stream.source()
+        assert drain(heir) == []
+        heir.close()
+
+
 def test_an_event_wakes_a_worker_that_waits(stream: Stream) -> None:
     source = stream.source()
     assert source.poll(1, 0) == []
