@@ -32,7 +32,7 @@ Int64 = npt.NDArray[np.int64]
 _FACTORS = 16
 _TOP = (64, 32)
 _DROPOUT = 0.1
-_SETTINGS = TowerSettings(factors=_FACTORS, weight_decays=(0.3, 3.0))
+_SETTINGS = TowerSettings(factors=_FACTORS, weight_decays=(1.0, 5.0))
 
 
 class DlrmNetwork(nn.Module):

@@ -29,7 +29,7 @@ Int64 = npt.NDArray[np.int64]
 _HIDDEN = (256, 128)
 _DROPOUT = 0.3
 # Dropout does a part of what weight decay does for the head.
-_SETTINGS = TowerSettings(weight_decays=(0.3, 3.0))
+_SETTINGS = TowerSettings(weight_decays=(1.0, 5.0))
 
 
 class RawNetwork:
