@@ -18,7 +18,7 @@ from encoder.resampling import (
     resampled_sums,
     user_draws,
 )
-from materialize.evaluate.future_pairs import SAMPLINGS, future_pairs, repeats_happen
+from materialize.evaluate.future_pairs import SAMPLINGS, future_pairs, repeats_happen, rows_for
 from materialize.evaluate.kind_cohort import kind_cohort
 from materialize.evaluate.measurement import EMBEDDING, Measurement
 from materialize.evaluate.models.base import PairModel, Pairs
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["FutureTask", "balanced_accuracy"]
 
 _MANY_ITEMS = 20_000
+_FIT_PAIRS, _FIT_PAIRS_OF_KINDS = 250_000, 100_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +52,8 @@ class FutureTask:
     A row has up to 20 positives, what the user consumes after the moment and before its horizon's
     end, and four times as many negatives: drawn ``by popularity`` (hard: popularity itself knows
     nothing) and ``uniform`` (what popularity already answers well); both are shown. Models are
-    fitted on pairs of both samplings of training users and judged on test users' rows.
+    fitted on pairs of both samplings of training users (whole rows, about 250,000 pairs, 100,000 of
+    kinds) and judged on all rows of test users.
 
     Metrics, for each sampling s:
 
@@ -91,9 +93,9 @@ class FutureTask:
         names, skipped = choose("pairs", None if models is None else [EMBEDDING, *models])
         for name, reason in skipped.items():
             progress.skip(name, reason)
-        questions = [_question(cohort, seed, "")]
+        questions = [_question(cohort, seed, "", _FIT_PAIRS)]
         if len(cohort.catalogue) > _MANY_ITEMS:
-            questions.append(_question(kind_cohort(cohort), seed, "kind_"))
+            questions.append(_question(kind_cohort(cohort), seed, "kind_", _FIT_PAIRS_OF_KINDS))
         for question in questions:
             progress.detail(
                 f"{question.prefix}pairs",

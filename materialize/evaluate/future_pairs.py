@@ -14,7 +14,7 @@ from materialize.evaluate.models.base import Pairs
 if TYPE_CHECKING:
     from materialize.evaluate.cohort import Cohort
 
-__all__ = ["NEGATIVES", "POSITIVES", "SAMPLINGS", "future_pairs", "repeats_happen"]
+__all__ = ["NEGATIVES", "POSITIVES", "SAMPLINGS", "future_pairs", "repeats_happen", "rows_for"]
 
 SAMPLINGS = ("popularity", "uniform")
 """How negatives are drawn."""
@@ -63,6 +63,28 @@ def repeats_happen(cohort: Cohort) -> bool:
     future, history = cohort.future[cohort.training], cohort.history[cohort.training]
     again = future.multiply(history != 0).sum()
     return bool(again >= _REPEAT_SHARE * future.sum() and again > 0)
+
+
+def rows_for(cohort: Cohort, rows: Int64, most_pairs: int, seed: int) -> Int64:
+    """Return as many of the rows, drawn by the seed, as give about so many pairs in all samplings.
+
+    Parameters
+    ----------
+    cohort : Cohort
+    rows : int64 (n_rows,), ascending
+    most_pairs : int
+    seed : int
+
+    Returns
+    -------
+    int64 (n_chosen,), ascending
+        All of them where they give no more; at least one.
+    """
+    positives = np.minimum(np.diff(cohort.future.indptr), POSITIVES)[rows]
+    order = np.random.default_rng(seed).permutation(len(rows))
+    pairs = np.cumsum(positives[order]) * (1 + NEGATIVES) * len(SAMPLINGS)
+    n = max(1, int(np.searchsorted(pairs, most_pairs, side="right")))
+    return np.sort(rows[order[:n]])
 
 
 def future_pairs(

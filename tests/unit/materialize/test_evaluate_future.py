@@ -18,6 +18,7 @@ from materialize.evaluate.future_pairs import (
     SAMPLINGS,
     future_pairs,
     repeats_happen,
+    rows_for,
 )
 from materialize.evaluate.kind_cohort import item_kind_matrix, kind_cohort
 from materialize.evaluate.measurement import Measurement
@@ -106,6 +107,20 @@ def test_who_consumes_all_there_is_has_no_negatives() -> None:
     pairs = future_pairs(full, every_row(full), "uniform", 0, with_repeats=True)
     assert len(pairs) == POSITIVES
     assert pairs.y.all()
+
+
+def test_rows_to_fit_on_are_drawn_whole_up_to_a_number_of_pairs() -> None:
+    cohort = tiny_cohort().cohort
+    rows = np.flatnonzero(cohort.training)
+    chosen = rows_for(cohort, rows, 1_000, seed=0)
+    n = sum(
+        len(future_pairs(cohort, chosen, sampling, 0, with_repeats=True)) for sampling in SAMPLINGS
+    )
+    # A row has 6 positives at most: 6 * (1 + 4) * 2 = 60 pairs.
+    assert 1_000 - 60 < n <= 1_000
+    assert set(chosen) < set(rows)
+    assert set(rows_for(cohort, rows, 1_000, seed=1)) != set(chosen)
+    assert (rows_for(cohort, rows, 10**6, seed=0) == rows).all()
 
 
 def test_same_seed_gives_the_same_pairs_and_another_seed_others() -> None:
