@@ -112,16 +112,18 @@ class FutureTask:
         return found
 
 
-def _question(cohort: Cohort, seed: int, prefix: str) -> _Question:
+def _question(cohort: Cohort, seed: int, prefix: str, most_fit_pairs: int) -> _Question:
     repeats = repeats_happen(cohort)
 
-    def pairs(rows: npt.NDArray[np.bool_], sampling: str) -> Pairs:
-        return future_pairs(cohort, np.flatnonzero(rows), sampling, seed, with_repeats=repeats)
+    def pairs(rows: npt.NDArray[np.int64], sampling: str) -> Pairs:
+        return future_pairs(cohort, rows, sampling, seed, with_repeats=repeats)
 
+    to_fit = rows_for(cohort, np.flatnonzero(cohort.training), most_fit_pairs, seed)
+    to_judge = np.flatnonzero(~cohort.training)
     return _Question(
         cohort=cohort,
-        fit=Pairs.together([pairs(cohort.training, sampling) for sampling in SAMPLINGS]),
-        test={sampling: pairs(~cohort.training, sampling) for sampling in SAMPLINGS},
+        fit=Pairs.together([pairs(to_fit, sampling) for sampling in SAMPLINGS]),
+        test={sampling: pairs(to_judge, sampling) for sampling in SAMPLINGS},
         prefix=prefix,
     )
 
