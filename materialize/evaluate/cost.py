@@ -59,7 +59,7 @@ class CostTask:
     - ``read_ms``: median of requests for 100 users to the repository's own online store.
     - ``training_set_s``: median time of a point-in-time read of up to 2,000 training rows.
     - ``model_numbers``, ``parameters``: inputs of the downstream model, and its weights.
-    - ``train_s``: of its fit, with the choice of its settings.
+    - ``train_s``: processor time of its fit, with the choice of its settings.
     - ``auc``: over all pairs of a test row and a kind of item.
 
     Intervals are over requests or repeats for times, over users for bytes and AUC; counts have
