@@ -66,8 +66,8 @@ class SasRecSettings:
     length: int = 50
     dropout: float = 0.2
     n_items: int = 20_000
-    negatives: int = 512
-    events: int = 2_500_000
+    negatives: int = 256
+    events: int = 2_000_000
     batch: int = 128
     learning_rate: float = 3e-3
 
