@@ -83,7 +83,7 @@ def _told(result: VariantResult) -> dict[str, Any]:
         "name": variant.name,
         "title": variant.title,
         "x": variant.x,
-        "changes": {name: v for name, v in asdict(variant).items() if v != blank[name]},
+        "changes": {name: _plain(v) for name, v in asdict(variant).items() if v != blank[name]},
         "seeds": list(result.training),
         **{name: first[name] for name in ("embedding_dim", "n_inputs", "n_parameters")},
         "training_rows": first["training_rows"],
@@ -93,6 +93,15 @@ def _told(result: VariantResult) -> dict[str, Any]:
         },
         "encoder_versions": [facts["encoder_version"] for facts in trainings],
     }
+
+
+def _plain(value: Any) -> Any:
+    """Return tuples as lists, as JSON has them: what is written is what is read."""
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    return value
 
 
 def _figures(results: Sequence[VariantResult]) -> list[dict[str, Any]]:

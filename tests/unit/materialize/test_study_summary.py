@@ -81,6 +81,12 @@ def test_an_unfinished_variant_is_left_out_and_the_rest_is_json() -> None:
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
 
 
+def test_what_is_written_of_a_variant_is_what_is_read() -> None:
+    changed = _result("x", {0: 0.7}, drop=("a", "b"), drop_elements={"c": (0, 1)})
+    (told,) = summarise(FACTS, [changed])["variants"]
+    assert told["changes"] == {"drop": ["a", "b"], "drop_elements": {"c": [0, 1]}}
+
+
 def test_changes_tell_what_a_variant_changes_and_nothing_else() -> None:
     summary = summarise(
         FACTS,
