@@ -12,11 +12,13 @@ import numpy.typing as npt
 from scipy.special import expit
 
 from encoder.errors import EvaluationFault
+from encoder.resampling import user_draws
 from materialize.evaluate.beyond_lists import (
     ALL,
     LISTED,
     Figure,
     ListSetting,
+    chance_figures,
     exposure_figures,
     group_figures,
     list_figures,
@@ -47,13 +49,18 @@ _BESIDE = ("mean_vectors", "popularity", "als", "item_knn")
 """Models beside the embedding unless others are asked for: one of each kind."""
 
 
+_FIT_ROWS = 3_000
+"""Rows of training users that models are fitted on at most."""
+
+
 class BeyondTask:
     """Judges lists of ten unseen items, and probabilities, by what accuracy does not tell.
 
-    Models are fitted as in task ``future``, on pairs of training users: the light head on frozen
-    vectors, and recommenders. One row of each of up to 2,000 test users who consume something new
-    gets a list from each model: the items with the largest log odds among those that the user has
-    not seen. Items are described by their tags, by their cluster where there are none.
+    Models are fitted as in task ``future``, on pairs of up to 3,000 rows of training users: the
+    light head on frozen vectors, and recommenders. One row of each of up to 2,000 test users who
+    consume something new gets a list from each model: the items with the largest log odds among
+    those that the user has not seen. Items are described by their tags, by their cluster where
+    there are none.
 
     - ``ece@popularity``, ``ece@uniform``: expected calibration error of the probability that a pair
       was consumed, by how negatives are drawn, as in task ``future`` (Guo et al., 2017).
@@ -102,10 +109,9 @@ class BeyondTask:
         """Return the figures of the embedding and of the baselines; see ``Task.measure``."""
         setting = list_setting(cohort, n_resamples)
         repeats = repeats_happen(cohort)
-        training = np.flatnonzero(cohort.training)
         fit, test = (
             {s: future_pairs(cohort, rows, s, seed, with_repeats=repeats) for s in SAMPLINGS}
-            for rows in (training, setting.rows)
+            for rows in (_training_rows(cohort), setting.rows)
         )
         together = Pairs.together(list(fit.values()))
         progress.detail("pairs", {"users": len(setting.rows), "fit": len(together)})
@@ -127,11 +133,10 @@ class BeyondTask:
             of_items, details["exposure_by_tenth"][name] = exposure_figures(lists, setting)
             figures += of_items
             if with_groups:
-                gaps, by_lot, of_groups = group_figures(lists, setting, seed)
-                details["ndcg_by_group"][name] = of_groups
+                gaps, details["ndcg_by_group"][name] = group_figures(lists, setting)
                 figures += gaps
                 if name == EMBEDDING:
-                    found += _measured(CHANCE, by_lot, seed)
+                    found += _measured(CHANCE, chance_figures(lists, setting, seed), seed)
             found += _measured(name, figures, seed)
             progress.step(f"{self.name}: {name}")
         for key, value in details.items():
@@ -161,6 +166,14 @@ class _EveryItem:
         items = np.tile(np.arange(self.n_items), len(rows))
         of_pairs = self.model.score(np.repeat(rows, self.n_items), items)
         return of_pairs.reshape(len(rows), self.n_items)
+
+
+def _training_rows(cohort: Cohort) -> Int64:
+    """Return the rows to fit on: of training users, in the order of the hash of their ids."""
+    training = np.flatnonzero(cohort.training)
+    users = user_draws(cohort.user_id[training])
+    by_hash = np.argsort(users.keys[users.owner], kind="stable")
+    return np.sort(training[by_hash[:_FIT_ROWS]])
 
 
 def _calibrated(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from scipy import sparse
 from sklearn.preprocessing import normalize
 
 from encoder.resampling import Draws, Replicates, column_means, user_draws
-from materialize.evaluate.fairness import group_gaps, large_groups
+from materialize.evaluate.fairness import gap_by_lot, group_gaps, large_groups
 from materialize.evaluate.kind_cohort import item_kind_matrix
 from materialize.evaluate.lists import (
     counted_replicates,
@@ -38,6 +38,7 @@ __all__ = [
     "LISTED",
     "Figure",
     "ListSetting",
+    "chance_figures",
     "exposure_figures",
     "group_figures",
     "list_figures",
@@ -209,36 +210,44 @@ def exposure_figures(
     return found, shares
 
 
-def group_figures(
-    lists: Int64, setting: ListSetting, seed: int
-) -> tuple[list[Figure], list[Figure], dict[str, Any]]:
-    """Return gaps of nDCG between groups of users, the same by chance, and each group's nDCG.
+def group_figures(lists: Int64, setting: ListSetting) -> tuple[list[Figure], dict[str, Any]]:
+    """Return gaps of nDCG between groups of users, and each group's nDCG by column.
 
-    Parameters
-    ----------
-    lists : int64 (n_users, k)
-    setting : ListSetting
-    seed : int
-        Of the groups that are drawn by lot.
+    Parameters as of ``list_figures``.
     """
-    each = ndcg_at(LISTED, hits(lists, setting.relevant), setting.n_relevant)
     found: list[Figure] = []
-    chance: list[Figure] = []
     of_groups: dict[str, Any] = {}
-    for column, groups in setting.columns.items():
-        rows = large_groups(groups)
-        if len(np.unique(groups[rows].astype(str))) < 2:
-            continue
-        draws = setting.draws.take(rows)
-        gaps = group_gaps(each[rows], groups[rows], draws, seed)
-        metric = f"ndcg_gap@{LISTED}_{column}"
-        found.append(Figure(metric, ALL, gaps.gap, draws, False))
+    for column, values, groups, draws in _columns(lists, setting):
+        gaps = group_gaps(values, groups, draws)
+        found.append(Figure(_gap(column), ALL, gaps.gap, draws, False))
         found.append(Figure(f"least_ndcg@{LISTED}_{column}", ALL, gaps.least, draws, True))
-        chance.append(Figure(metric, ALL, gaps.chance, draws, False))
         of_groups[column] = {
             name: figure.interval.to_dict() for name, figure in gaps.by_group.items()
         }
-    return found, chance, of_groups
+    return found, of_groups
+
+
+def chance_figures(lists: Int64, setting: ListSetting, seed: int) -> list[Figure]:
+    """Return the gaps of ``group_figures`` between groups that are drawn by lot."""
+    return [
+        Figure(_gap(column), ALL, gap_by_lot(values, groups, draws, seed), draws, False)
+        for column, values, groups, draws in _columns(lists, setting)
+    ]
+
+
+def _gap(column: str) -> str:
+    return f"ndcg_gap@{LISTED}_{column}"
+
+
+def _columns(
+    lists: Int64, setting: ListSetting
+) -> Iterator[tuple[str, Float64, npt.NDArray[Any], Draws]]:
+    """Yield each column with two large groups: its name, nDCG and group of each user, draws."""
+    each = ndcg_at(LISTED, hits(lists, setting.relevant), setting.n_relevant)
+    for column, groups in setting.columns.items():
+        rows = large_groups(groups)
+        if len(np.unique(groups[rows].astype(str))) > 1:
+            yield column, each[rows], groups[rows], setting.draws.take(rows)
 
 
 def _on_resamples(shares: Float64, draws: Draws) -> Float64:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from encoder.resampling import Draws, Replicates, resampled_sums
 from materialize.evaluate.lists import recentred
 
-__all__ = ["LEAST_USERS", "GroupGaps", "group_gaps", "large_groups"]
+__all__ = ["LEAST_USERS", "GroupGaps", "gap_by_lot", "group_gaps", "large_groups"]
 
 LEAST_USERS = 30
 """Smaller groups are left out: their means are mostly noise."""
@@ -31,14 +31,11 @@ class GroupGaps:
         Largest minus smallest group mean.
     least : Replicates
         Smallest group mean.
-    chance : Replicates
-        The gap between groups of the same sizes that are drawn by lot.
     """
 
     by_group: Mapping[str, Replicates]
     gap: Replicates
     least: Replicates
-    chance: Replicates
 
 
 def large_groups(groups: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
@@ -54,7 +51,7 @@ def large_groups(groups: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
 
 
 def group_gaps(
-    values: npt.NDArray[np.float64], groups: npt.NDArray[Any], draws: Draws, seed: int
+    values: npt.NDArray[np.float64], groups: npt.NDArray[Any], draws: Draws
 ) -> GroupGaps:
     """Return each group's mean and how far the groups are apart.
 
@@ -66,8 +63,6 @@ def group_gaps(
         At least two different ones.
     draws : Draws
         Of the rows.
-    seed : int
-        Of the groups that are drawn by lot.
 
     Raises
     ------
@@ -81,27 +76,17 @@ def group_gaps(
     resample of the users, moved to have the figure as their mean: noise can only widen a gap and
     lower a minimum.
 
-    Groups that differ by nothing have a gap above zero, the more so the more and the smaller they
-    are. ``chance`` is the mean gap over 20 shuffles of the group names among the rows, on the same
-    resamples: a gap says something where it lies above that.
-
     References
     ----------
     Weerts et al. (2023), Fairlearn: assessing and improving fairness of AI systems, JMLR 24 (257).
     """
     from fairlearn.metrics import MetricFrame, mean_prediction  # an extra, and slow to import
 
-    names, codes = np.unique(groups.astype(str), return_inverse=True)
-    if len(names) < 2:
-        raise ValueError(f"Groups {names.tolist()} given, at least two expected.")
+    names, codes = _codes(groups)
     frame = MetricFrame(
         metrics=mean_prediction, y_true=values, y_pred=values, sensitive_features=names[codes]
     )
-    means = _means(values, codes, len(names), draws)[1:]  # (n_resamples, n_groups)
-    rng = np.random.default_rng(seed)
-    by_lot = [
-        _spread(_means(values, rng.permutation(codes), len(names), draws)) for _ in range(_SHUFFLES)
-    ]
+    means = _means(values, codes[:, None], len(names), draws)[1:, 0]  # (n_resamples, n_groups)
     return GroupGaps(
         by_group={
             name: Replicates(float(frame.by_group[name]), means[:, g])
@@ -109,21 +94,52 @@ def group_gaps(
         },
         gap=recentred(Replicates(float(frame.difference()), _spread(means))),
         least=recentred(Replicates(float(frame.group_min()), np.nanmin(means, axis=1))),
-        chance=recentred(Replicates.of(np.mean(by_lot, axis=0))),
     )
+
+
+def gap_by_lot(
+    values: npt.NDArray[np.float64], groups: npt.NDArray[Any], draws: Draws, seed: int
+) -> Replicates:
+    """Return the gap between groups of the same sizes that are drawn by lot.
+
+    Groups that differ by nothing have a gap above zero, the more so the more and the smaller they
+    are. This is the mean gap over 20 shuffles of the group names among the rows, on the same
+    resamples: a gap says something where it lies above that.
+
+    Parameters
+    ----------
+    values, groups, draws
+        As of ``group_gaps``, which raises the same.
+    seed : int
+    """
+    names, codes = _codes(groups)
+    rng = np.random.default_rng(seed)
+    shuffled = np.stack([rng.permutation(codes) for _ in range(_SHUFFLES)], axis=1)
+    means = _means(values, shuffled, len(names), draws)  # (1 + n_resamples, shuffles, n_groups)
+    return recentred(Replicates.of(_spread(means).mean(axis=1)))
+
+
+def _codes(groups: npt.NDArray[Any]) -> tuple[npt.NDArray[np.str_], npt.NDArray[np.intp]]:
+    names, codes = np.unique(groups.astype(str), return_inverse=True)
+    if len(names) < 2:
+        raise ValueError(f"Groups {names.tolist()} given, at least two expected.")
+    return names, codes
 
 
 def _means(
     values: npt.NDArray[np.float64], codes: npt.NDArray[np.intp], n_groups: int, draws: Draws
 ) -> npt.NDArray[np.float64]:
-    """Return group means of all users first, then of each resample; NaN for a group not drawn."""
-    member = np.eye(n_groups)[codes]  # (n_rows, n_groups)
+    """Return group means of several groupings, codes (n_rows, n_groupings).
+
+    float64 (1 + n_resamples, n_groupings, n_groups): all users first; NaN for a group not drawn.
+    """
+    member = np.eye(n_groups)[codes].reshape(len(values), -1)  # (n_rows, n_groupings * n_groups)
     sums = resampled_sums(np.hstack([member * values[:, None], member]), draws)
     total, size = np.split(sums, 2, axis=1)
     means = np.full(total.shape, np.nan)
     np.divide(total, size, out=means, where=size > 0)
-    return means
+    return means.reshape(len(sums), -1, n_groups)
 
 
 def _spread(means: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return np.asarray(np.nanmax(means, axis=1) - np.nanmin(means, axis=1), np.float64)
+    return np.asarray(np.nanmax(means, axis=-1) - np.nanmin(means, axis=-1), np.float64)
