@@ -11,8 +11,9 @@ import numpy.typing as npt
 from scipy import sparse
 from threadpoolctl import threadpool_limits
 
-from materialize.evaluate.models.base import PairModel
+from materialize.evaluate.models.base import FullRanker, PairModel
 from materialize.evaluate.models.calibrated import CalibratedRanker
+from materialize.evaluate.models.calibrated_ranking import CalibratedRanking
 from materialize.evaluate.models.fits import Fit, shared_fit
 from materialize.evaluate.models.holdout import binary, hold_out, ndcg_of_hidden
 
@@ -20,7 +21,16 @@ if TYPE_CHECKING:
     from encoder.artifact import EncoderArtifact
     from materialize.evaluate.cohort import Cohort
 
-__all__ = ["Als", "AlsSettings", "AlsVectors", "choose_settings", "fit_items", "fold_in", "pairs"]
+__all__ = [
+    "Als",
+    "AlsSettings",
+    "AlsVectors",
+    "choose_settings",
+    "fit_items",
+    "fold_in",
+    "pairs",
+    "ranking",
+]
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -51,6 +61,11 @@ class AlsSettings:
 def pairs() -> PairModel:
     """Return the model of pairs."""
     return CalibratedRanker(Als())
+
+
+def ranking() -> FullRanker:
+    """Return the model that ranks the catalogue."""
+    return CalibratedRanking(Als())
 
 
 class Als:

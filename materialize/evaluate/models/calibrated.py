@@ -77,6 +77,18 @@ class CalibratedRanker:
         logits: Float64 = standardised @ self.weights[:-1] + self.weights[-1]
         return logits.astype(np.float32)
 
+    def full_scores(self, rows: Int64) -> Float32:
+        """Return log odds of every item, float32 (len(rows), n_items)."""
+        score = np.asarray(self.ranker.scores(rows), np.float64)
+        spread = score.std(axis=1, keepdims=True)
+        mean = score.mean(axis=1, keepdims=True)
+        relative = _relative(score, mean, spread)
+        log_past, recent = self._prior.full_features(rows)
+        logits = np.full(score.shape, self.weights[-1])
+        for k, feature in enumerate((score, relative, log_past, recent, relative * log_past)):
+            logits += (feature - self._mean[k]) / self._scale[k] * self.weights[k]
+        return logits.astype(np.float32)
+
     def _features(self, row: Int64, item: Int64) -> Float64:
         score, relative = scores_of_pairs(self.ranker, row, item)
         prior = self._prior.features(row, item)
@@ -130,5 +142,5 @@ def _scores_of_factors(ranker: Factorised, row: Int64, item: Int64) -> tuple[Flo
 def _relative(score: Float64, mean: Float64, spread: Float64) -> Float64:
     # Rounding alone spreads equal scores.
     differs = spread > 1e-6 * np.abs(mean)
-    found: Float64 = np.divide(score - mean, spread, out=np.zeros(len(score)), where=differs)
+    found: Float64 = np.divide(score - mean, spread, out=np.zeros(score.shape), where=differs)
     return found

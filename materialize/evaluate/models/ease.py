@@ -9,8 +9,9 @@ import numpy.typing as npt
 from scipy import sparse
 from scipy.linalg import lapack
 
-from materialize.evaluate.models.base import PairModel
+from materialize.evaluate.models.base import FullRanker, PairModel
 from materialize.evaluate.models.calibrated import CalibratedRanker
+from materialize.evaluate.models.calibrated_ranking import CalibratedRanking
 from materialize.evaluate.models.fits import Fit, shared_fit
 from materialize.evaluate.models.holdout import HeldOut, binary, hold_out, ndcg_of_hidden
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from encoder.artifact import EncoderArtifact
     from materialize.evaluate.cohort import Cohort
 
-__all__ = ["Ease", "choose_l2", "ease_weights", "gram", "pairs"]
+__all__ = ["Ease", "choose_l2", "ease_weights", "gram", "pairs", "ranking"]
 
 Float32 = npt.NDArray[np.float32]
 
@@ -33,6 +34,11 @@ _DENSE_GAIN = 300
 def pairs() -> PairModel:
     """Return the model of pairs."""
     return CalibratedRanker(Ease())
+
+
+def ranking() -> FullRanker:
+    """Return the model that ranks the catalogue."""
+    return CalibratedRanking(Ease())
 
 
 class Ease:

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from materialize.evaluate.models.base import PairModel
+from materialize.evaluate.models.base import FullRanker, PairModel
 from materialize.evaluate.models.calibrated import CalibratedRanker
+from materialize.evaluate.models.calibrated_ranking import CalibratedRanking
 from materialize.evaluate.models.fits import Fit, shared_fit
 from materialize.evaluate.models.holdout import binary, hold_out, ndcg_of_hidden
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from encoder.artifact import EncoderArtifact
     from materialize.evaluate.cohort import Cohort
 
-__all__ = ["ItemKnn", "choose_neighbours", "pairs", "similarities"]
+__all__ = ["ItemKnn", "choose_neighbours", "pairs", "ranking", "similarities"]
 
 Float32 = npt.NDArray[np.float32]
 
@@ -27,6 +28,11 @@ _NEIGHBOURS = (20, 50, 100, 200)
 def pairs() -> PairModel:
     """Return the model of pairs."""
     return CalibratedRanker(ItemKnn())
+
+
+def ranking() -> FullRanker:
+    """Return the model that ranks the catalogue."""
+    return CalibratedRanking(ItemKnn())
 
 
 class ItemKnn:

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from materialize.evaluate.models.base import PairModel
+from materialize.evaluate.models.base import FullRanker, PairModel
 from materialize.evaluate.models.calibrated import CalibratedRanker
+from materialize.evaluate.models.calibrated_ranking import CalibratedRanking
 
 if TYPE_CHECKING:
     from encoder.artifact import EncoderArtifact
     from materialize.evaluate.cohort import Cohort
 
-__all__ = ["MeanCosine", "pairs"]
+__all__ = ["MeanCosine", "pairs", "ranking"]
 
 Float32 = npt.NDArray[np.float32]
 
@@ -22,6 +23,11 @@ Float32 = npt.NDArray[np.float32]
 def pairs() -> PairModel:
     """Return the model of pairs."""
     return CalibratedRanker(MeanCosine())
+
+
+def ranking() -> FullRanker:
+    """Return the model that ranks the catalogue."""
+    return CalibratedRanking(MeanCosine())
 
 
 class MeanCosine:

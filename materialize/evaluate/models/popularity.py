@@ -7,17 +7,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from materialize.evaluate.models.base import Pairs, check_pairs
+from materialize.evaluate.models.base import FullRanker, Pairs, check_pairs
+from materialize.evaluate.models.calibrated_ranking import CalibratedRanking
 from materialize.evaluate.models.priors import FittedPrior
 
 if TYPE_CHECKING:
     from encoder.artifact import EncoderArtifact
     from materialize.evaluate.cohort import Cohort
 
-__all__ = ["Popularity", "PopularityPairs"]
+__all__ = ["Popularity", "PopularityPairs", "ranking"]
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
+
+
+def ranking() -> FullRanker:
+    """Return the model that ranks the catalogue, by past and present popularity."""
+    return CalibratedRanking(Popularity())
 
 
 class Popularity:

@@ -40,6 +40,7 @@ class ItemPrior:
             cohort.future[np.flatnonzero(cohort.training)].sum(axis=0), np.float64
         ).ravel()
         self._training = cohort.training
+        self._future = cohort.future.astype(bool)
         future = cohort.future.tocoo()
         self._n_items = len(self.log_past)
         self._consumed = np.sort(future.row.astype(np.int64) * self._n_items + future.col)
@@ -50,6 +51,11 @@ class ItemPrior:
         place = np.minimum(np.searchsorted(self._consumed, pair), len(self._consumed) - 1)
         own = self._training[row] & (self._consumed[place] == pair)
         return np.stack([self.log_past[item], np.log1p(self.recent[item] - own)], axis=1)
+
+    def full_features(self, rows: Int64) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return both for every item: float64 (n_items,) and (len(rows), n_items)."""
+        own = self._future[rows].toarray() & self._training[rows][:, None]
+        return self.log_past, np.log1p(self.recent - own)
 
 
 class FittedPrior:

@@ -104,27 +104,27 @@ MODELS: dict[str, ModelInfo] = {
     "popularity": ModelInfo(
         "Popularity",
         False,
-        {"pairs": "popularity:PopularityPairs", "ranking": "popularity:Popularity"},
+        {"pairs": "popularity:PopularityPairs", "ranking": "popularity:ranking"},
     ),
     "mean_cosine": ModelInfo(
         "Mean item vectors, cosine",
         False,
-        {"pairs": "mean_cosine:pairs", "ranking": "mean_cosine:MeanCosine"},
+        {"pairs": "mean_cosine:pairs", "ranking": "mean_cosine:ranking"},
     ),
     "als": ModelInfo(
         "Matrix factorisation (ALS)",
         False,
-        {"pairs": "als:pairs", "ranking": "als:Als"},
+        {"pairs": "als:pairs", "ranking": "als:ranking"},
         _IMPLICIT,
     ),
     "item_knn": ModelInfo(
         "Item neighbours (cosine)",
         False,
-        {"pairs": "item_knn:pairs", "ranking": "item_knn:ItemKnn"},
+        {"pairs": "item_knn:pairs", "ranking": "item_knn:ranking"},
         _IMPLICIT,
     ),
-    "ease": ModelInfo("EASE", False, {"pairs": "ease:pairs", "ranking": "ease:Ease"}),
-    "sasrec": ModelInfo("SASRec", False, {"pairs": "sasrec:pairs", "ranking": "sasrec:SasRec"}),
+    "ease": ModelInfo("EASE", False, {"pairs": "ease:pairs", "ranking": "ease:ranking"}),
+    "sasrec": ModelInfo("SASRec", False, {"pairs": "sasrec:pairs", "ranking": "sasrec:ranking"}),
     # Trained end to end for one task.
     "lightfm": ModelInfo("Hybrid factorisation (LightFM-like)", True, {"pairs": "lightfm:LightFm"}),
     "dlrm": ModelInfo("DLRM-like network", True, {"pairs": "dlrm:Dlrm"}),

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from materialize.evaluate.models.base import PairModel
+from materialize.evaluate.models.base import FullRanker, PairModel
 from materialize.evaluate.models.calibrated import CalibratedRanker
+from materialize.evaluate.models.calibrated_ranking import CalibratedRanking
 from materialize.evaluate.models.fits import Fit, shared_fit
 from materialize.evaluate.models.sequences import Sequences, of_past, of_rows, vocabulary
 
@@ -27,6 +28,7 @@ __all__ = [
     "SasRecSettings",
     "fit_sasrec",
     "pairs",
+    "ranking",
     "sequence_windows",
 ]
 
@@ -75,6 +77,11 @@ class SasRecSettings:
 def pairs() -> PairModel:
     """Return the model of pairs."""
     return CalibratedRanker(SasRec())
+
+
+def ranking() -> FullRanker:
+    """Return the model that ranks the catalogue."""
+    return CalibratedRanking(SasRec())
 
 
 class SasRecNetwork(nn.Module):

@@ -10,9 +10,10 @@ import numpy.typing as npt
 import pytest
 from scipy import sparse
 
-from materialize.evaluate.models.als import AlsSettings, fold_in
+from materialize.evaluate.future_pairs import future_pairs
+from materialize.evaluate.models.als import Als, AlsSettings, fold_in
 from materialize.evaluate.models.base import Pairs
-from materialize.evaluate.models.calibrated import scores_of_pairs
+from materialize.evaluate.models.calibrated import CalibratedRanker, scores_of_pairs
 from materialize.evaluate.models.ease import Ease, ease_weights, gram
 from materialize.evaluate.models.fits import Fit, forget, shared_fit
 from materialize.evaluate.models.holdout import HeldOut, hold_out, ndcg_of_hidden
@@ -188,6 +189,28 @@ def test_a_training_row_does_not_count_itself_in_the_prior() -> None:
     assert own.any()
     np.testing.assert_allclose(found[:, 0], np.log1p(cohort.catalogue.popularity[item]))
     np.testing.assert_allclose(found[:, 1], np.log1p(counts[item] - own))
+
+
+def test_the_prior_of_all_items_is_that_of_each_pair() -> None:
+    cohort = tiny_cohort().cohort
+    prior = ItemPrior(cohort)
+    rows = np.array([3, 0, 17])
+    log_past, recent = prior.full_features(rows)
+    for place, row in enumerate(rows):
+        one_by_one = prior.features(np.full(60, row), np.arange(60))
+        np.testing.assert_allclose(one_by_one[:, 0], log_past)
+        np.testing.assert_allclose(one_by_one[:, 1], recent[place])
+
+
+def test_calibrated_scores_of_all_items_are_those_of_each_pair() -> None:
+    tiny = tiny_cohort()
+    training = np.flatnonzero(tiny.cohort.training)
+    pairs = future_pairs(tiny.cohort, training, "uniform", 0, with_repeats=True)
+    model = CalibratedRanker(Als())
+    model.fit(tiny.cohort, tiny.encoder, pairs, 0)
+    row, item = np.divmod(np.arange(120), 60)
+    full = model.full_scores(np.array([0, 1]))
+    np.testing.assert_allclose(full.ravel(), model.score(row, item), atol=1e-3)
 
 
 def test_a_fit_is_made_once_for_each_cohort_model_and_seed() -> None:
