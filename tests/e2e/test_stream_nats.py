@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from encoder.errors import StreamConflict
+from materialize.stream.broker import open_broker
 from tests.e2e.test_stream_run import PARTITIONS, STREAM, kept, lines, palate, served
 from tests.servers import Server
 from tests.stores import PROFILES
@@ -65,9 +67,11 @@ def test_events_on_nats_become_embeddings_and_faults_dead_letters_that_come_back
 
 
 def test_another_number_of_partitions_is_refused_by_producers_too(stream: TinyStream) -> None:
-    from materialize.stream.broker import open_broker
-
-    broker = open_broker(stream.context.store, stream.context.settings.with_stream(partitions=8))
-    with pytest.raises(StreamConflict, match=f"Set stream.partitions to {PARTITIONS}"):
+    store, settings = stream.context.store, stream.context.settings
+    with closing(open_broker(store, settings)) as broker:
         broker.writer()
-    broker.close()
+    with (
+        closing(open_broker(store, settings.with_stream(partitions=8))) as broker,
+        pytest.raises(StreamConflict, match=f"Set stream.partitions to {PARTITIONS}"),
+    ):
+        broker.writer()
