@@ -14,9 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 from scipy import sparse
 
 from encoder.artifact import EncoderArtifact
-from encoder.columns import batch_from_arrow
 from encoder.modality import ItemVectors, ModalityEncoders
 from encoder.preprocessing import Preprocessor
+from encoder.schema import FeatureSchema
 from materialize.evaluate.cohort import Catalogue, Cohort, Histories
 from materialize.evaluate.labels import training_users
 from transforms.layout import (
@@ -77,16 +77,13 @@ class TinyCohort:
 
         Not trained by torch, whose exporter takes longer than most tests.
         """
+        return self.encoder_of(self.cohort.schema)
+
+    def encoder_of(self, schema: FeatureSchema) -> EncoderArtifact:
+        """Return such an encoder that reads some of the cohort's blocks."""
         cohort = self.cohort
-        schema = cohort.schema
-        batch = batch_from_arrow(
-            cohort.raw,
-            schema.array_columns,
-            schema.text_columns,
-            (*schema.as_of_columns, *schema.modality_columns),
-        )
-        preprocessor = Preprocessor.fit(schema, [batch])
-        inputs = preprocessor.transform(batch)
+        preprocessor = Preprocessor.fit(schema, cohort.batches(schema))
+        inputs = np.concatenate([preprocessor.transform(b) for b in cohort.batches(schema)])
         components = np.linalg.svd(inputs - inputs.mean(axis=0), full_matrices=False)[2]
         weight = np.ascontiguousarray(components[:DIM].T, np.float32)  # (n_inputs, DIM)
         return EncoderArtifact.build(

@@ -199,14 +199,6 @@ class Cohort:
         """Return the number of rows."""
         return len(self.user_id)
 
-    @property
-    def layout(self) -> tuple[tuple[int, int], ...]:
-        """Offset and width of each pooled block of the longest window, modality by modality."""
-        source = column(ACTIVITY, "pooled")
-        pooled = [b for b in self.schema.blocks if b.kind == "pooled" and b.column == source]
-        modalities = len(self.catalogue.vectors)
-        return tuple((b.offset, b.width) for b in pooled[-modalities:])
-
     def encode(self, encoder: LoadedEncoder) -> Float32:
         """Return the embedding of each row, float32 (n_rows, embedding_dim).
 
@@ -222,7 +214,7 @@ class Cohort:
         EvaluationFault
             It reads blocks that the cohort does not have, or other modality encoders.
         """
-        parts = [encoder.encode(batch) for batch in self._batches(encoder)]
+        parts = [encoder.encode(batch) for batch in self.batches(encoder.preprocessor.schema)]
         return np.concatenate(parts)
 
     def inputs(self, encoder: LoadedEncoder) -> Float32:
@@ -230,7 +222,10 @@ class Cohort:
 
         What a network that is trained for one task alone reads. Raises as ``encode``.
         """
-        parts = [encoder.preprocessor.transform(batch) for batch in self._batches(encoder)]
+        parts = [
+            encoder.preprocessor.transform(batch)
+            for batch in self.batches(encoder.preprocessor.schema)
+        ]
         return np.concatenate(parts)
 
     def mean_vectors(self) -> Float32:
@@ -241,11 +236,14 @@ class Cohort:
         """
         name = column(ACTIVITY, "pooled")
         widths = {name: self.schema.array_columns[name]}
+        blocks = [b for b in self.schema.blocks if b.kind == "pooled" and b.column == name]
+        # Windows ascend: the last block of each modality is the longest one's.
+        longest = [(b.offset, b.width) for b in blocks[-len(self.catalogue.vectors) :]]
         parts = []
         for start in range(0, len(self), _ROWS):
             rows = self.raw.slice(start, _ROWS)
             pooled = batch_from_arrow(rows, widths, {}, ()).columns[name].values
-            parts.append(np.concatenate([pooled[:, a : a + w] for a, w in self.layout], axis=1))
+            parts.append(np.concatenate([pooled[:, a : a + w] for a, w in longest], axis=1))
         return np.concatenate(parts)
 
     def known_users(self, horizon_days: int | None = None) -> Cohort:
@@ -273,8 +271,19 @@ class Cohort:
             )
         return self._known(horizon_days or self.horizon_days)
 
-    def _batches(self, encoder: LoadedEncoder) -> Iterator[RawBatch]:
-        schema = encoder.preprocessor.schema
+    def batches(self, schema: FeatureSchema) -> Iterator[RawBatch]:
+        """Yield the raw rows as a schema reads them, 4,096 at a time.
+
+        Parameters
+        ----------
+        schema : FeatureSchema
+            Some of the cohort's blocks, or parts of its counts and numbers.
+
+        Raises
+        ------
+        EvaluationFault
+            As ``encode``.
+        """
         _check_readable(self.schema, schema)
         whole = self.schema
         for start in range(0, len(self), _ROWS):

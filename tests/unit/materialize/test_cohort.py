@@ -20,6 +20,7 @@ from materialize.evaluate.cohort_events import CohortEvents, item_counts
 from materialize.evaluate.item_kinds import item_kinds
 from materialize.evaluate.moments import open_events
 from materialize.features import current_modalities
+from materialize.study.variant import Variant
 from tests.cohorts import tiny_cohort
 from tests.unit.materialize.cohort_tables import at, make_repository, write_clean_events
 from transforms import runtime
@@ -293,7 +294,7 @@ def test_numbers_below_one_are_refused(settings: RepoSettings) -> None:
 def test_cohort_encodes_as_serving_does(tmp_path: Path) -> None:
     world = tiny_cohort()
     ArtifactStore(str(tmp_path)).save(world.encoder)
-    (batch,) = world.cohort._batches(world.encoder)
+    (batch,) = world.cohort.batches(world.cohort.schema)
     served = runtime.encode(batch, world.encoder.encoder_version, str(tmp_path))
     assert np.array_equal(world.cohort.encode(world.encoder), served.embedding)
     inputs = world.cohort.inputs(world.encoder)
@@ -306,6 +307,28 @@ def test_encoder_of_blocks_that_the_cohort_lacks_is_refused() -> None:
     other = tiny_cohort(n_segments=4)
     with pytest.raises(EvaluationFault, match=r"reads collaborative_interests_7d, .* do not have"):
         world.cohort.encode(other.encoder)
+
+
+def test_encoder_of_fewer_blocks_reads_its_part_of_the_rows() -> None:
+    world = tiny_cohort()
+    whole = world.cohort.schema
+    variant = Variant(
+        "less",
+        "Less",
+        # The last block of its column, a whole view, and the first window's counts.
+        drop=("collaborative_30d", "collaborative_onboarding", "onboarding_count"),
+        drop_elements={"counts": (0, 1, 2, 3)},
+    )
+    encoder = world.encoder_of(variant.schema(whole))
+    places = {b.name: b for b in world.encoder.preprocessor.input_slices}
+    read = {b.name: b for b in encoder.preprocessor.input_slices}
+    inputs, fewer = world.cohort.inputs(world.encoder), world.cohort.inputs(encoder)
+    for name, block in read.items():
+        mine = fewer[:, block.start : block.stop]
+        place = places["counts" if name.startswith("counts") else name]
+        theirs = inputs[:, place.stop - block.width : place.stop]
+        assert np.array_equal(mine, theirs), name
+    assert world.cohort.encode(encoder).shape == (len(world.cohort), 8)
 
 
 def test_encoder_of_other_item_vectors_is_refused() -> None:
