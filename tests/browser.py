@@ -15,7 +15,8 @@ from tests.servers import find_program
 __all__ = ["Opened", "chromium", "opened"]
 
 _PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-_MOST_MILLISECONDS = 60_000
+_MOST_MILLISECONDS = 120_000
+"""That a step may take on a machine that does much else."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ def chromium() -> Iterator[Browser]:
     # Chromium's sandbox refuses root.
     options = ["--no-sandbox"] if os.geteuid() == 0 else []
     with sync_playwright() as tools:
-        browser = tools.chromium.launch(executable_path=program, args=options)
+        browser = tools.chromium.launch(
+            executable_path=program, args=options, timeout=_MOST_MILLISECONDS
+        )
         try:
             yield browser
         finally:

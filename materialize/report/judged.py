@@ -29,11 +29,12 @@ from materialize.report.words import (
     task_question,
 )
 
-__all__ = ["Headline", "TaskView", "headlines", "task_views"]
+__all__ = ["Headline", "HeadlineCell", "Mark", "TaskView", "headlines", "task_views"]
 
 Result = Mapping[str, Any]
 
 _COST = "cost"
+_LOWER = " (lower is better)"
 
 PAPER_GAINS = {"established": 0.152, "cold": 0.262}
 """Highest relative gains that the paper reports for future listening, by group."""
@@ -83,40 +84,43 @@ class TaskView:
 
 
 @dataclass(frozen=True)
-class Headline:
-    """A line of the summary: one metric on one group.
+class Mark:
+    """How the embedding compares to one model, and what tells more when it is pointed at."""
+
+    text: str
+    verdict: str
+    tooltip: str
+
+
+@dataclass(frozen=True)
+class HeadlineCell:
+    """One figure of the embedding on one group of users.
 
     Attributes
     ----------
-    task, metric, group : str
-        Titles.
-    first : bool
-        Of its task.
-    users : str
     embedding : Cell
-    rival : Cell or None
-        The best model that, like the embedding, was not trained for the task alone.
-    rival_title : str
-    bar : Cell or None
-        The best model that was.
-    bar_title : str
+    marks : sequence of Mark
+        Against the best rival, a model that like the embedding was not trained for the task alone,
+        and against the best model that was.
     won, lost, n_rivals : int
         Over how many rivals the embedding is significantly better, and worse.
     """
 
-    task: str
-    metric: str
-    group: str
-    first: bool
-    users: str
     embedding: Cell
-    rival: Cell | None
-    rival_title: str
-    bar: Cell | None
-    bar_title: str
+    marks: Sequence[Mark]
     won: int
     lost: int
     n_rivals: int
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A line of the summary: one metric of a task; ``cells`` by group, None where not measured."""
+
+    task: str
+    metric: str
+    first: bool
+    cells: Sequence[HeadlineCell | None]
 
 
 def task_views(summary: Mapping[str, Any]) -> list[TaskView]:
@@ -150,39 +154,44 @@ def task_views(summary: Mapping[str, Any]) -> list[TaskView]:
     return sorted(found, key=lambda view: bool(view.left_out))
 
 
-def headlines(summary: Mapping[str, Any]) -> Iterator[Headline]:
-    """Yield the summary's lines: the metrics that stand for a task, by group."""
-    for name in summary["tasks"]:
-        results = [r for r in summary["results"] if r["task"] == name]
-        first = True
-        for metric, rows in by_metric(results):
-            if metric not in _HEADLINES.get(name, (metric,)):
-                continue
-            for group, models in by_group(rows, "model").items():
-                if EMBEDDING in models and shown_groups({group: models}):
-                    yield _headline(metric, group, models, name, first)
-                    first = False
+def headlines(summary: Mapping[str, Any]) -> tuple[list[str], list[Headline]]:
+    """Return the summary: titles of its groups of users, and its lines."""
+    chosen = [
+        (task, metric, by_group(rows, "model"))
+        for task in summary["tasks"]
+        for metric, rows in by_metric([r for r in summary["results"] if r["task"] == task])
+        if metric in _HEADLINES.get(task, (metric,))
+    ]
+    groups = shown_groups({group: None for _, _, grouped in chosen for group in grouped})
+    told: set[str] = set()
+    lines = []
+    for task, metric, grouped in chosen:
+        cells = [_headline_cell(grouped.get(group, {}), task) for group in groups]
+        if any(cells):
+            lower = not next(iter(grouped.values()))[EMBEDDING]["higher_is_better"]
+            title = metric_title(metric) + (_LOWER if lower else "")
+            lines.append(Headline(task, title, task not in told, cells))
+            told.add(task)
+    return [group_title(group) for group in groups], lines
 
 
-def _headline(
-    metric: str, group: str, models: Mapping[str, Result], task: str, first: bool
-) -> Headline:
+def _headline_cell(models: Mapping[str, Result], task: str) -> HeadlineCell | None:
+    if EMBEDDING not in models:
+        return None
     others = {m: r for m, r in models.items() if m != EMBEDDING and r["value"] is not None}
     rivals = {m: r for m, r in others.items() if not is_bar(m)}
     bars = {m: r for m, r in others.items() if is_bar(m)}
     verdicts = [_verdict(r) for r in rivals.values()]
-    rival, bar = _best(rivals), _best(bars)
-    return Headline(
-        task,
-        metric_title(metric),
-        group_title(group),
-        first,
-        f"{models[EMBEDDING]['n_users']:,}",
+    marks = []
+    for best, star in ((_best(rivals), ""), (_best(bars), " *")):
+        if best is not None:
+            cell = _cell(others[best])
+            told = cell.note.removeprefix("embedding ")
+            text = f"{told} on {model_title(best, task)}{star}"
+            marks.append(Mark(text, cell.verdict, f"{cell.text}. {cell.tooltip}"))
+    return HeadlineCell(
         Cell.of(models[EMBEDDING]),
-        None if rival is None else _cell(rivals[rival]),
-        "" if rival is None else model_title(rival, task),
-        None if bar is None else _cell(bars[bar]),
-        "" if bar is None else model_title(bar, task),
+        marks,
         verdicts.count("better"),
         verdicts.count("worse"),
         len(rivals),
@@ -208,11 +217,11 @@ def _metric_view(task: str, metric: str, results: Sequence[Result]) -> MetricVie
         rows.append(
             Row(model_title(model, task), kind, [None if r is None else _cell(r) for r in found])
         )
-    columns = [f"{group_title(g)}, {_users(grouped[g])}" for g in groups]
+    columns = [(group_title(g), _users(grouped[g])) for g in groups]
     lower = not results[0]["higher_is_better"]
     return MetricView(
         f"{task}-{metric}",
-        metric_title(metric) + (" (lower is better)" if lower else ""),
+        metric_title(metric) + (_LOWER if lower else ""),
         columns,
         rows,
         _gains_figure(task, metric, grouped, [m for m in models if m != EMBEDDING]),
@@ -240,7 +249,7 @@ def _cost_views(results: Sequence[Result]) -> list[MetricView]:
         MetricView(
             _COST,
             "all costs",
-            ["embedding" if m == EMBEDDING else "raw features" for m in models],
+            [("embedding" if m == EMBEDDING else "raw features", "") for m in models],
             rows,
             dots_figure(names, series, "embedding against raw features", percent=True)
             if names

@@ -139,7 +139,7 @@ def write_report(data: ReportInput, path: str | Path) -> Path:
         probe=data.probe,
         differences=list(_differences(data.probe)),
         evaluation=data.evaluation,
-        headlines=[] if data.evaluation is None else list(headlines(data.evaluation)),
+        headlines=([], []) if data.evaluation is None else headlines(data.evaluation),
         tasks=tasks,
         reliability=_named(plots, "reliability-"),
         group_columns=_named(plots, "group-"),

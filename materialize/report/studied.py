@@ -114,7 +114,7 @@ def _metric_view(
     return MetricView(
         f"study-{study}-{task}-{metric}",
         f"{task}: {metric_title(metric)}" + ("" if higher else " (lower is better)"),
-        [group_title(group) for group in grouped],
+        [(group_title(group), "") for group in grouped],
         rows,
         figure,
         caption,

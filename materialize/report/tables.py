@@ -88,8 +88,8 @@ class MetricView:
     key : str
         Unique on the page.
     title : str
-    columns : sequence of str
-        Of the table, without the first.
+    columns : sequence of (str, str)
+        Title and what is added in small, of the table's columns without the first.
     rows : sequence of Row
     figure : Figure or None
     caption : str
@@ -98,7 +98,7 @@ class MetricView:
 
     key: str
     title: str
-    columns: Sequence[str]
+    columns: Sequence[tuple[str, str]]
     rows: Sequence[Row]
     figure: Figure | None
     caption: str

@@ -57,7 +57,8 @@ def label(text: str) -> str:
 def axis(title: str | None, **more: Any) -> dict[str, Any]:
     """Return an axis with the page's grid."""
     found = {"gridcolor": "var(--grid)", "linecolor": "var(--line)", "zeroline": False, **more}
-    return found if title is None else {**found, "title": {"text": title, "standoff": 12}}
+    named = {"text": title, "standoff": 12, "font": {"size": 13}}
+    return found if title is None else {**found, "title": named}
 
 
 def rows_axis(names: Sequence[str]) -> dict[str, Any]:

@@ -134,4 +134,5 @@ def number(value: float | None, *, sign: bool = False) -> str:
 
 
 def _plain(name: str) -> str:
-    return name.replace("_", " ")
+    # Columns of the profile and of the context are named by their view.
+    return re.sub(r"^(profile|context)_+", "", name).replace("_", " ").strip()

@@ -18,9 +18,34 @@ const Page = (function () {
     return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, coloured(v, style)]));
   }
 
+  // Names of rows take half of a phone's width unless they are broken into lines.
+  const narrow = 560, letters = 18;
+  function broken(name) {
+    const lines = [""];
+    for (const word of name.split(" ")) {
+      const last = lines[lines.length - 1];
+      if (last && last.length + word.length >= letters) lines.push(word);
+      else lines[lines.length - 1] = last ? last + " " + word : word;
+    }
+    return lines.join("<br>");
+  }
+
+  function fitted(layout, width) {
+    const names = layout.yaxis && layout.yaxis.ticktext;
+    if (!names || width >= narrow) return layout;
+    const texts = names.map(broken);
+    const more = texts.reduce((sum, text) => sum + 9 * (text.split("<br>").length - 1), 0);
+    return {
+      ...layout,
+      height: layout.height + more,
+      xaxis: { ...layout.xaxis, nticks: 4, tickangle: 0 },
+      yaxis: { ...layout.yaxis, ticktext: texts, tickfont: { size: 11.5 } },
+    };
+  }
+
   function plot(target, traces, layout) {
     const style = getComputedStyle(document.documentElement);
-    Plotly.react(target, coloured(traces, style), coloured(layout, style), config);
+    Plotly.react(target, coloured(traces, style), coloured(fitted(layout, target.clientWidth), style), config);
   }
 
   const drawings = [];
@@ -33,12 +58,19 @@ const Page = (function () {
 
   // Drawn when the reader comes near, so that a long page opens quickly. What is hidden has no
   // width and is not met before it is shown.
-  const figures = read("figures");
-  const seen = new IntersectionObserver((met) => met.filter((m) => m.isIntersecting).forEach(({ target }) => {
+  const waiting = new Map(Object.entries(read("figures")).map(([name, figure]) =>
+    [document.getElementById("figure-" + name), figure]));
+  const seen = new IntersectionObserver((met) => met.forEach((m) => { if (m.isIntersecting) meet(m.target); }),
+    { rootMargin: "600px" });
+  function meet(target) {
+    const figure = waiting.get(target);
     seen.unobserve(target);
-    const figure = figures[target.id.slice("figure-".length)];
+    waiting.delete(target);
     keepDrawn(() => plot(target, figure.data, figure.layout));
-  }), { rootMargin: "600px" });
-  for (const name of Object.keys(figures)) seen.observe(document.getElementById("figure-" + name));
+  }
+  for (const target of waiting.keys()) seen.observe(target);
+  window.addEventListener("beforeprint", () => {
+    [...waiting.keys()].filter((target) => target.offsetParent !== null).forEach(meet);
+  });
   return { keepDrawn, plain, plot, read };
 })();

@@ -15,7 +15,7 @@
 
   const axis = { showgrid: false, zeroline: false, showticklabels: false, ticks: "" };
   const layout = {
-    height: window.matchMedia("(max-width: 860px)").matches ? 480 : 600,
+    height: window.matchMedia("(max-width: 860px)").matches ? 680 : 600,
     margin: { l: 8, r: 8, t: 8, b: 8 },
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",

@@ -199,8 +199,7 @@ def test_a_phone_needs_no_sideways_scrolling(page: Page) -> None:
     before = page.viewport_size
     page.set_viewport_size({"width": 390, "height": 800})
     try:
-        width = page.evaluate("() => document.documentElement.scrollWidth")
-        assert width <= 390
+        page.wait_for_function("document.documentElement.scrollWidth <= 390")  # plots follow
     finally:
         assert before is not None
         page.set_viewport_size(before)

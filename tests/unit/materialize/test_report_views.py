@@ -14,7 +14,7 @@ from materialize.report.moved import drift_view
 from materialize.report.studied import study_views
 from materialize.report.tables import MetricView, verdict
 from materialize.report.theme import scale
-from materialize.report.words import metric_title, model_title
+from materialize.report.words import group_title, metric_title, model_title, number
 from tests.unit.materialize.lineage_records import bridge, record
 from tests.unit.materialize.report_records import evaluation, study
 
@@ -38,7 +38,7 @@ def test_a_task_has_a_row_for_each_model_and_a_column_for_each_group() -> None:
     view = _view(task_views(summary), "future-auc@popularity")
     assert [row.kind for row in view.rows] == ["own", "", "", "", "bar"]
     assert view.rows[0].title == "Embedding"
-    assert view.columns[0] == "all users, 1,200 users"
+    assert view.columns[0] == ("all users", "1,200 users")
     for row, model in zip(view.rows, ("embedding", "mean_vectors", "popularity"), strict=False):
         for cell, group in zip(row.cells, ("all", "established", "cold"), strict=True):
             result = _result(summary, metric="auc@popularity", group=group, model=model)
@@ -65,17 +65,21 @@ def test_the_forest_plot_shows_relative_gains_beside_the_papers() -> None:
 
 
 def test_the_summary_names_the_best_rival_and_counts_those_that_were_beaten() -> None:
-    lines = {(line.task, line.metric, line.group): line for line in headlines(evaluation())}
-    line = lines["future", metric_title("auc@popularity"), "all users"]
+    summary = evaluation()
+    groups, lines = headlines(summary)
+    assert groups == [group_title(group) for group in ("all", "established", "cold")]
+    line = lines[0]
+    assert (line.task, line.metric) == ("future", metric_title("auc@popularity"))
+    cell = line.cells[0]
+    assert cell is not None
+    own = _result(summary, metric="auc@popularity", group="all", model="embedding")
+    assert cell.embedding.text == number(own["value"])
     # Rivals .66, .5 and .712 against .71: two are beaten, the third is too close to tell.
-    assert line.rival_title == "Matrix factorisation (ALS)"
-    assert line.rival is not None
-    assert line.rival.verdict == "open"
-    assert (line.won, line.lost, line.n_rivals) == (2, 0, 3)
-    assert line.bar_title == "Network on raw features"
-    assert line.bar is not None
-    assert line.bar.verdict == "worse"
-    assert line.embedding.text == "0.710"  # mean of .71 and .711, cut
+    assert (cell.won, cell.lost, cell.n_rivals) == (2, 0, 3)
+    rival, bar = cell.marks
+    assert (rival.text, rival.verdict) == ("-0.3% on Matrix factorisation (ALS)", "open")
+    assert (bar.text, bar.verdict) == ("-2.7% on Network on raw features *", "worse")
+    assert [line.first for line in lines if line.task == "future"] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +102,7 @@ def test_only_what_is_significant_after_correction_is_better_or_worse(
 def test_costs_stand_in_one_table_with_what_the_embedding_saves() -> None:
     summary = evaluation()
     (view,) = next(task for task in task_views(summary) if task.name == "cost").metrics
-    assert view.columns == ["embedding", "raw features"]
+    assert view.columns == [("embedding", ""), ("raw features", "")]
     assert [cell.value for cell in view.rows[0].cells if cell] == [
         _result(summary, metric="read_ms", model=model)["value"] for model in ("embedding", "raw")
     ]
