@@ -15,8 +15,10 @@ from click.testing import CliRunner, Result
 from encoder.artifact import EncoderArtifact
 from materialize.cli import main
 from materialize.config import RepoSettings
+from materialize.evaluate.cohort_build import build_cohort
+from materialize.evaluate.run import measure_units
 from materialize.study import run as running
-from materialize.study.fit import Unit
+from materialize.study.fit import Unit, fit_unit
 from materialize.study.plan import Judging, StudyPlan, plan_study
 from materialize.study.run import read_study, run_study, study_path
 from materialize.study.studies import find_study
@@ -91,8 +93,8 @@ def test_a_variant_reads_fewer_inputs_and_makes_no_space(
 
 def test_a_variant_without_a_block_cannot_tell_users_apart_by_it(story: Story) -> None:
     plan = _plan(story, "ablations", ("no_profile",), (0,), max_training_rows=300_000)
-    (default, without) = (running.fit_unit(unit, plan.rows, plan.config) for unit in plan.units)
-    cohort = running.build_cohort(story.context.settings, max_rows=500, progress=False)
+    (default, without) = (fit_unit(unit, plan.rows, plan.config) for unit in plan.units)
+    cohort = build_cohort(story.context.settings, max_rows=500, progress=False)
     profile = [name for name in cohort.raw.column_names if name.startswith("user_profile__")]
     assert profile
     order = np.roll(np.arange(len(cohort)), 1)
@@ -116,17 +118,16 @@ def test_a_killed_study_goes_on_and_ends_with_the_same_summary(
     study_path(settings, "ablations").unlink()
     # A limit that no data set here reaches, and another folder: nothing is finished in it.
     plan = _plan(story, "ablations", VARIANTS, (0,), max_training_rows=400_000)
-    measure, fit = running.measure_units, running.fit_unit
     trained: list[str] = []
 
     def killed(*args: Any, **kwargs: Any) -> Any:
         if len(trained) == 2:  # the second unit is trained, and not judged
             raise KeyboardInterrupt
-        return measure(*args, **kwargs)
+        return measure_units(*args, **kwargs)
 
     def told(unit: Unit, *args: Any) -> EncoderArtifact:
         trained.append(unit.name)
-        return fit(unit, *args)
+        return fit_unit(unit, *args)
 
     monkeypatch.setattr(running, "fit_unit", told)
     with monkeypatch.context() as patch:
