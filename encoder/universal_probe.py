@@ -52,8 +52,12 @@ class ProbeConfig:
 CHALLENGE = ProbeConfig()
 """As the organisers ran it: 50 million weights, for a GPU."""
 
-NARROW = ProbeConfig(thin=256, wide=512, min_steps=100)
-"""The same network an eighth as wide: 64 times fewer operations, for two CPU cores."""
+NARROW = ProbeConfig(thin=256, wide=512, min_steps=50)
+"""The same network an eighth as wide: 64 times fewer operations, for two CPU cores.
+
+The fewest steps are a compromise for thousands of users. On 2,066 simulated ones AUROC of (churn,
+category, item) was .725, .712, .640 with one pass an epoch (17 steps), .721, .712, .700 with 30 and
+.677, .668, .771 with 100: rare items take longer than churn takes to be learned by heart."""
 
 
 class UniversalNetwork(nn.Module):

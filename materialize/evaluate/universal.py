@@ -153,7 +153,7 @@ class UniversalTask:
       stand on both sides.
     - The horizon is 14 days where they fit between cut-off and the end of the data, else the data
       set's own.
-    - Thousands of users instead of a million, so that an epoch is as many passes as make 100 steps,
+    - Thousands of users instead of a million, so that an epoch is as many passes as make 50 steps,
       and the network is an eighth as wide (256 and 512): two CPU cores cannot train 50 million
       weights in minutes. Task ``universal_full`` (``full_width``) has neither of these changes.
     - "Purchase" is any event; everybody who is known has one, so that churn is asked of all users.

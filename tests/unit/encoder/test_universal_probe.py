@@ -105,7 +105,7 @@ def test_representations_are_read_as_float16() -> None:
 
 
 def test_narrow_is_the_challenge_an_eighth_as_wide() -> None:
-    narrower = replace(CHALLENGE, thin=CHALLENGE.thin // 8, wide=CHALLENGE.wide // 8, min_steps=100)
+    narrower = replace(CHALLENGE, thin=CHALLENGE.thin // 8, wide=CHALLENGE.wide // 8, min_steps=50)
     assert narrower == NARROW
 
 
