@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import pairwise
@@ -35,6 +35,8 @@ __all__ = ["DEFAULT_TASKS", "Judging", "StudyPlan", "plan_study"]
 
 DEFAULT_TASKS = ("probe", "clusters")
 
+_LEAST_SHARE = 0.1
+"""Of the training rows that an aged variant must still have."""
 _SPEED_TEST_ROWS = 512
 _STEP_OVERHEAD = 1.6
 """Corruption, optimiser and validation beside the matrix products; measured on ml1m."""
@@ -88,6 +90,8 @@ class StudyPlan:
         Of the default variant.
     folder : Path
         Takes what is found; the same data and settings have the same folder.
+    left_out : mapping of str to str
+        Variant -> why these data cannot train it.
     """
 
     study: Study
@@ -96,6 +100,7 @@ class StudyPlan:
     rows: StudyRows
     config: TrainingConfig
     folder: Path
+    left_out: Mapping[str, str]
 
     def unit_folder(self, unit: Unit) -> Path:
         """Return where a unit's results lie: one folder for all seeds of a variant."""
@@ -143,6 +148,7 @@ class StudyPlan:
             "study": self.study.name,
             "question": self.study.question,
             "variants": {u.variant.name: u.variant.title for u in self.units},
+            "left_out": dict(self.left_out),
             "seeds": sorted({u.seed for u in self.units}),
             "tasks": list(self.judging.tasks),
             "training_rows": n_rows,
@@ -202,7 +208,8 @@ def plan_study(
     Raises
     ------
     ValueError
-        Unknown study, variant or task; the choices are listed.
+        Unknown study, variant or task, and the choices are listed; or a named variant that these
+        data cannot train.
     DataFault
         Raw features are not applied or not built, or the settings have a fault.
     """
@@ -229,7 +236,12 @@ def plan_study(
         [judging.max_rows, judging.n_resamples, max_training_rows],
     ]
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-    units = [Unit(variant, seed) for seed in seeds or study.seeds for variant in chosen]
+    left_out = _too_old(rows, chosen)
+    refused = [name for name in variants if name in left_out]
+    if refused:
+        raise ValueError(f"Variant {refused[0]!r} cannot be trained here: {left_out[refused[0]]}")
+    wanted = [variant for variant in chosen if variant.name not in left_out]
+    units = [Unit(variant, seed) for seed in seeds or study.seeds for variant in wanted]
     return StudyPlan(
         study,
         tuple(units),
@@ -237,7 +249,23 @@ def plan_study(
         replace(rows, folder=folder / key / "rows"),
         config,
         folder / key,
+        left_out,
     )
+
+
+def _too_old(rows: StudyRows, variants: Sequence[Variant]) -> dict[str, str]:
+    """Return the variants whose rows end where the data have hardly begun, with the reason."""
+    aged = [variant for variant in variants if variant.age_days]
+    if not aged:
+        return {}
+    whole = rows.source().count()
+    found = {variant.name: rows.source(variant.age_days).count() for variant in aged}
+    return {
+        name: f"{n} of {whole} training rows are so old, at least a tenth expected: the encoder "
+        "would not be older, but hardly trained."
+        for name, n in found.items()
+        if n < _LEAST_SHARE * whole
+    }
 
 
 def _flops_per_second(n_inputs: int) -> float:

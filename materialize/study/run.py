@@ -179,6 +179,7 @@ def _summary(plan: StudyPlan, cohort: Cohort) -> dict[str, Any]:
         "cohort": cohort_facts(cohort),
         "tasks": list(tasks),
         "n_resamples": plan.judging.n_resamples,
+        "left_out": dict(plan.left_out),
     }
     return {**summarise(facts, results), "drift": drift}
 

@@ -42,7 +42,8 @@ def summarise(facts: Mapping[str, Any], results: Sequence[VariantResult]) -> dic
     Parameters
     ----------
     facts : mapping
-        Put first: study, question, axis, dataset, cohort, n_resamples, command.
+        Put first: study, question, axis, dataset, cohort, tasks, n_resamples, command, and
+        left_out (variant -> why these data cannot train it).
     results : sequence of VariantResult
         The default variant among them; variants without a finished seed are left out.
 

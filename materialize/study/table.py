@@ -60,6 +60,7 @@ def markdown(
         parts.append(_table(key, summary["variants"], rows, digits))
     if summary["drift"]:
         parts.append(_drift(summary))
+    parts += [f"Left out: {name}. {reason}" for name, reason in summary["left_out"].items()]
     return "\n\n".join(parts) + "\n"
 
 

@@ -21,7 +21,8 @@ from materialize.study import run as running
 from materialize.study.fit import Unit, fit_unit
 from materialize.study.plan import Judging, StudyPlan, plan_study
 from materialize.study.run import read_study, run_study, study_path
-from materialize.study.studies import find_study
+from materialize.study.studies import STUDIES, find_study
+from materialize.study.variant import Variant
 from tests.e2e.conftest import Story
 
 JUDGING = Judging(("probe",), max_rows=2_000, n_resamples=50)
@@ -165,6 +166,20 @@ def test_an_aged_encoder_knows_fewer_rows_and_its_drift_is_told(
     assert 0 <= drift["unchanged"] < 1
     assert drift["cosine"]["low"] <= drift["cosine"]["value"] <= 1
     assert drift["two_sample_auc"]["value"] > 0.4
+
+
+def test_an_age_that_the_data_hardly_reach_is_left_out_with_the_reason(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 200 days of data, cut off three weeks before their end: none of them is 1,000 days old.
+    ages = [Variant("age-7d", "7 days", age_days=7), Variant("age-1000d", "!", age_days=1000)]
+    study = replace(find_study("cadence"), make=lambda *_: ages)
+    monkeypatch.setitem(STUDIES, "cadence", study)
+    plan = _plan(story, "cadence", (), (0,))
+    assert [unit.variant.name for unit in plan.units] == ["default", "age-7d"]
+    assert "training rows are so old" in plan.left_out["age-1000d"]
+    with pytest.raises(ValueError, match="'age-1000d' cannot be trained here: 0 of"):
+        _plan(story, "cadence", ("age-1000d",), (0,))
 
 
 def _palate(story: Story, *arguments: object) -> Result:

@@ -21,6 +21,7 @@ FACTS = {
     "dataset": "planted",
     "cohort": {"cutoff": "2026-01-01T00:00:00", "horizon_days": 7},
     "drift": [],
+    "left_out": {},
 }
 NOISE = np.random.default_rng(0).standard_normal(999) * 0.01
 
@@ -127,6 +128,12 @@ def test_drift_gets_a_table() -> None:
     summary = {**summarise(FACTS, results), "drift": [drift]}
     expected = "| age-7d! | 0 | 1,200 | 25% | 0.600 [0.550, 0.650] | 0.600 [0.550, 0.650] |"
     assert expected in markdown(summary)
+
+
+def test_what_was_left_out_is_told_with_its_reason() -> None:
+    facts = {**FACTS, "left_out": {"age-90d": "3 of 900 training rows are so old."}}
+    table = markdown(summarise(facts, [_result("default", {0: 0.7})]))
+    assert table.endswith("Left out: age-90d. 3 of 900 training rows are so old.\n")
 
 
 def test_a_metric_or_group_that_is_not_there_is_refused_with_the_choices() -> None:
