@@ -23,6 +23,7 @@ Int64 = npt.NDArray[np.int64]
 
 _ROWS = 512
 _PAIRS = 1 << 16
+_PRIOR_FEATURES = (2, 3)
 
 
 @runtime_checkable
@@ -77,16 +78,25 @@ class CalibratedRanker:
         logits: Float64 = standardised @ self.weights[:-1] + self.weights[-1]
         return logits.astype(np.float32)
 
-    def full_scores(self, rows: Int64) -> Float32:
-        """Return log odds of every item, float32 (len(rows), n_items)."""
+    def full_scores(self, rows: Int64, personal: float = 1.0) -> Float32:
+        """Return log odds of every item, float32 (len(rows), n_items).
+
+        Parameters
+        ----------
+        rows : int64 (n,)
+        personal : float
+            Factor of what the ranker's score says; 0 leaves the prior alone.
+        """
         score = np.asarray(self.ranker.scores(rows), np.float64)
         spread = score.std(axis=1, keepdims=True)
         mean = score.mean(axis=1, keepdims=True)
         relative = _relative(score, mean, spread)
         log_past, recent = self._prior.full_features(rows)
         logits = np.full(score.shape, self.weights[-1])
-        for k, feature in enumerate((score, relative, log_past, recent, relative * log_past)):
-            logits += (feature - self._mean[k]) / self._scale[k] * self.weights[k]
+        features = (score, relative, log_past, recent, relative * log_past)
+        for k, feature in enumerate(features):
+            factor = 1.0 if k in _PRIOR_FEATURES else personal
+            logits += (feature - self._mean[k]) * (factor * self.weights[k] / self._scale[k])
         return logits.astype(np.float32)
 
     def _features(self, row: Int64, item: Int64) -> Float64:
