@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from encoder.artifact import EncoderArtifact
     from materialize.evaluate.cohort import Cohort
 
-__all__ = ["CalibratedRanking"]
+__all__ = ["CalibratedRanking", "choose_personal"]
 
 _ROWS = 4_000
 _POSITIVES = 20
@@ -27,6 +28,7 @@ _CHUNK = 200
 _PERSONAL = (1.0, 0.0, 0.25, 0.5, 2.0, 4.0)
 """The first of equal ones is taken."""
 
+Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 
 
@@ -63,25 +65,45 @@ class CalibratedRanking:
         rows = np.unique(pairs.row)
         if len(rows) > _CHOICE_ROWS:
             rows = np.sort(np.random.default_rng(seed).permutation(rows)[:_CHOICE_ROWS])
-        self.personal = self._choose(cohort, rows)
+        self.personal = choose_personal(cohort, rows, self._model.full_scores)
 
     def scores(self, rows: Int64) -> npt.NDArray[np.float32]:
         """Return float32 (len(rows), n_items)."""
         return self._model.full_scores(rows, self.personal)
 
-    def _choose(self, cohort: Cohort, rows: Int64) -> float:
-        found = np.zeros(len(_PERSONAL))
-        for start in range(0, len(rows), _CHUNK):
-            chunk = rows[start : start + _CHUNK]
-            known, future = cohort.history[chunk], cohort.future[chunk].astype(np.float32)
-            new = sparse.csr_array(future - future.multiply(known != 0))
-            new.eliminate_zeros()
-            held = HeldOut(known[:0], known, new)
+
+def choose_personal(
+    cohort: Cohort, rows: Int64, scores: Callable[[Int64, float], Float32]
+) -> float:
+    """Return how much a ranking should heed the user, by the nDCG@50 of rows' new items.
+
+    Parameters
+    ----------
+    cohort : Cohort
+    rows : int64 (n,)
+        Training rows with a new item in their future.
+    scores : callable
+        Rows and a factor of the personal part (0: the prior alone) to float32 (n, n_items).
+
+    Returns
+    -------
+    float
+        0, a quarter, a half, 1, 2 or 4.
+    """
+    found = np.zeros(len(_PERSONAL))
+    for start in range(0, len(rows), _CHUNK):
+        chunk = rows[start : start + _CHUNK]
+        known, future = cohort.history[chunk], cohort.future[chunk].astype(np.float32)
+        new = sparse.csr_array(future - future.multiply(known != 0))
+        new.eliminate_zeros()
+        some = np.flatnonzero(np.diff(new.indptr))
+        held = HeldOut(known[:0], known[some], new[some])
+        if some.size:
             found += [
-                len(chunk) * ndcg_of_hidden(held, self._model.full_scores(chunk, factor))
+                len(some) * ndcg_of_hidden(held, scores(chunk[some], factor))
                 for factor in _PERSONAL
             ]
-        return _PERSONAL[int(np.argmax(found))]
+    return _PERSONAL[int(np.argmax(found))]
 
 
 def _new_items(cohort: Cohort, seed: int) -> Pairs:

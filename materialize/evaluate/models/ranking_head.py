@@ -14,6 +14,7 @@ from torch import nn
 
 from encoder.errors import EvaluationFault
 from materialize.evaluate.models.base import FullRanker, UserModel
+from materialize.evaluate.models.calibrated_ranking import choose_personal
 from materialize.evaluate.models.head import frozen
 from materialize.evaluate.models.item_side import item_features
 from materialize.evaluate.models.two_tower import ItemTower, TowerSettings, held_out
@@ -40,7 +41,8 @@ class RankingHead:
 
     The form, the rank and the item side are those of the light head; the loss is the one for
     ranking: each training row's future items against the items of all training rows' futures and
-    1,000 others. Weight decay and epoch are chosen on held-out training users.
+    1,000 others. Weight decay and epoch are chosen on held-out training users, and so is how much
+    the personal part counts beside the prior (see ``choose_personal``), as for recommenders.
 
     Parameters
     ----------
@@ -77,7 +79,17 @@ class RankingHead:
                 best = loss, network
         if best is None:
             raise ValueError("No weight decay given, at least one expected.")
-        self.user_factors, self.item_factors = best[1].factors()
+        users, items, prior = best[1].factors()
+
+        def scores(chosen: Int64, personal: float) -> Float32:
+            found: Float32 = personal * (users[chosen] @ items.T) + prior
+            return found
+
+        held = rows[held_out(cohort.user_id[rows], seed)]
+        personal = choose_personal(cohort, held, scores)
+        items *= personal
+        items[:, -1] += prior
+        self.user_factors, self.item_factors = users, items
 
     def scores(self, rows: Int64) -> Float32:
         """Return float32 (len(rows), n_items)."""
@@ -114,13 +126,13 @@ class _Network(nn.Module):
         return scores + self.prior[0] * self.log_past[items] + self.prior[1] * recent
 
     @torch.inference_mode()
-    def factors(self) -> tuple[Float32, Float32]:
-        """Return the factors of all rows, with a 1, and of all items, with bias and prior."""
+    def factors(self) -> tuple[Float32, Float32, Float32]:
+        """Return factors of all rows, with a 1, of all items, with a bias, and items' priors."""
         users = self.users(torch.arange(len(self.users.vectors)))
-        item = self.items(torch.arange(len(self.log_past)))
-        item[:, -1] += self.prior[0] * self.log_past + self.prior[1] * torch.log1p(self.recent)
+        items = self.items(torch.arange(len(self.log_past)))
+        prior = self.prior[0] * self.log_past + self.prior[1] * torch.log1p(self.recent)
         one = torch.ones(len(users), 1)
-        return torch.cat([users, one], dim=1).numpy(), item.numpy()
+        return torch.cat([users, one], dim=1).numpy(), items.numpy(), prior.numpy()
 
 
 def _fit(
