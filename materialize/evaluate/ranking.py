@@ -131,8 +131,13 @@ class RankingTask:
 
     The embedding and the other representations are read by a light two-tower head that is trained
     on the training users' futures, the representation frozen; recommenders (item neighbours, ALS,
-    EASE, SASRec, popularity) are fitted on events before the cut-off and fold the row's history in.
-    All of them know the same events of a judged user: those up to the moment.
+    EASE, SASRec) are fitted on events before the cut-off and fold the row's history in. Of a judged
+    user all of them know the events up to the moment. Of an item all of them know what
+    ``models.priors.ItemPrior`` says: how often it was consumed before the cut-off, and by how many
+    *training users within the horizon*, which for many rows is after the moment. Heads could not
+    help learning the latter from their labels, so that it is given to every model, ``popularity``
+    among them. Figures of two models compare; where items live for hours (news) their level is
+    higher than what a system reaches that must rank before others have consumed.
     """
 
     name = "ranking"
