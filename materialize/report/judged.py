@@ -226,7 +226,8 @@ def _metric_view(task: str, metric: str, results: Sequence[Result]) -> MetricVie
         rows,
         _gains_figure(task, metric, grouped, [m for m in models if m != EMBEDDING]),
         "Relative gain of the embedding over each model, with 95% intervals"
-        + (": less than zero is better here" if lower else ""),
+        + (": less than zero is better here" if lower else "")
+        + ("; dashed: the paper's highest, on its own data" if _beside_paper(task, metric) else ""),
     )
 
 
@@ -276,6 +277,10 @@ def _cost_notes(details: Mapping[str, Any]) -> Iterator[str]:
             yield f"Not measured: {reads[name]}"
 
 
+def _beside_paper(task: str, metric: str) -> bool:
+    return task == "future" and metric.removeprefix("kind_").startswith("auc@")
+
+
 def _users(models: Mapping[str, Result]) -> str:
     n = max(r["n_users"] for r in models.values())
     return f"{n:,} users" if n else "no users"
@@ -296,7 +301,7 @@ def _gains_figure(
     if not series:
         return None
     marks = {}
-    if task == "future" and metric.removeprefix("kind_").startswith("auc@"):
+    if _beside_paper(task, metric):
         marks = {
             f"paper, {group}: up to {gain:+.1%}": (gain, colours(len(groups))[groups.index(group)])
             for group, gain in PAPER_GAINS.items()

@@ -32,6 +32,8 @@ SIGNIFICANT = 0.05
 """Of the p-value after Holm's correction."""
 
 _PLOTTED_GROUPS = ("all", "established", "cold", "newcomer")
+_NEWCOMERS = ("newcomer_onboarded", "newcomer_skipped")
+"""Take the place of all newcomers where it is known who did the onboarding."""
 
 _SPREAD = 0.62
 """Share of a row's height over which its dots are spread."""
@@ -240,7 +242,9 @@ def by_group(results: Sequence[Result], column: str) -> dict[str, dict[str, Resu
 
 def shown_groups(groups: Mapping[str, Any]) -> list[str]:
     """Return the groups of users that a plot has room for."""
-    return [group for group in _PLOTTED_GROUPS if group in groups]
+    split = [group for group in _NEWCOMERS if group in groups]
+    wanted = [*_PLOTTED_GROUPS[:-1], *split] if split else _PLOTTED_GROUPS
+    return [group for group in wanted if group in groups]
 
 
 def colours(n: int) -> list[str]:

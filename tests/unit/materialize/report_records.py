@@ -63,6 +63,7 @@ def evaluation(evil: str = "onboarding was not asked") -> dict[str, Any]:
         "space": 3,
         "command": "palate evaluate --space 3",
         "cohort": _COHORT,
+        "leaks": {"rows": 4_000, "control": {"value": 0.507, "low": 0.495, "high": 0.519}},
         "seeds": [0, 1],
         "n_resamples": _RESAMPLES,
     }

@@ -200,6 +200,7 @@ def test_every_section_and_figure_is_on_the_page(tmp_path: Path) -> None:
     for figure in (
         "1,000,209", "0.710", "95%: 0.700 to 0.730", "2.5e-07", "of 3,000 asked for",
         "c0ffee123456", "20,411", "1,234", "12.3", "38% of the variance", "2000-04-25", "1,010",
+        "0.507 [0.495, 0.519]",
     ):  # fmt: skip
         assert figure in page.text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,6 +19,8 @@ from materialize.report.words import number
 from tests.browser import Opened, opened
 from tests.unit.materialize.report_records import evaluation, people, study
 from tests.unit.materialize.test_report import EVIL, complete
+
+_MOST_SECONDS = 60.0
 
 _SHOWN = """
 () => document.getElementById("figure-map").data
@@ -199,21 +202,23 @@ def test_a_phone_needs_no_sideways_scrolling(page: Page) -> None:
     before = page.viewport_size
     page.set_viewport_size({"width": 390, "height": 800})
     try:
-        page.wait_for_function("document.documentElement.scrollWidth <= 390")  # plots follow
+        _wait_until(page, "() => document.documentElement.scrollWidth <= 390")  # plots follow
     finally:
         assert before is not None
         page.set_viewport_size(before)
 
 
 def test_the_dark_page_has_dark_plots(page: Page) -> None:
-    colour = "() => document.getElementById('figure-map').layout.font.color"
-    back = "() => getComputedStyle(document.body).backgroundColor"
+    colour = "document.getElementById('figure-map').layout.font.color"
+    back = "getComputedStyle(document.body).backgroundColor"
     light = page.evaluate(colour), page.evaluate(back)
     page.emulate_media(color_scheme="dark")
     try:
+        _wait_until(page, f"() => {colour} !== '{light[0]}'")  # plots are drawn anew
         dark = page.evaluate(colour), page.evaluate(back)
     finally:
         page.emulate_media(color_scheme="light")
+    _wait_until(page, f"() => {colour} === '{light[0]}'")
     assert [_lightness(c) > 128 for c in light] == [False, True]
     assert [_lightness(c) > 128 for c in dark] == [True, False]
 
@@ -227,6 +232,14 @@ def test_text_of_the_data_stays_text(browser: Browser, tmp_path: Path) -> None:
         assert other.page.locator("img").count() == 0
         assert other.requests == [other.page.url]
         assert other.complaints == []
+
+
+def _wait_until(page: Page, condition: str) -> None:
+    """Poll here: the page's policy forbids the ``eval`` of Playwright's own polling."""
+    deadline = time.monotonic() + _MOST_SECONDS
+    while not page.evaluate(condition):
+        assert time.monotonic() < deadline, f"not so after {_MOST_SECONDS} s: {condition}"
+        page.wait_for_timeout(50)
 
 
 def _path(report: Opened) -> Path:

@@ -12,7 +12,7 @@ from materialize.report.details import exposure_figure, group_figures, reliabili
 from materialize.report.judged import PAPER_GAINS, headlines, task_views
 from materialize.report.moved import drift_view
 from materialize.report.studied import study_views
-from materialize.report.tables import MetricView, verdict
+from materialize.report.tables import MetricView, shown_groups, verdict
 from materialize.report.theme import scale
 from materialize.report.words import group_title, metric_title, model_title, number
 from tests.unit.materialize.lineage_records import bridge, record
@@ -211,6 +211,12 @@ def test_figures_of_views_are_valid_for_plotly() -> None:
     for figure in (*plots, drift, *reliability_figures(evaluation()).values()):
         assert figure is not None
         assert len(go.Figure(figure).data) == len(figure["data"])
+
+
+def test_newcomers_are_shown_by_onboarding_where_it_is_known() -> None:
+    groups = dict.fromkeys(("cold", "newcomer", "newcomer_skipped", "newcomer_onboarded", "all"))
+    assert shown_groups(groups) == ["all", "cold", "newcomer_onboarded", "newcomer_skipped"]
+    assert shown_groups({"newcomer": None, "other": None}) == ["newcomer"]
 
 
 def test_a_scale_has_as_many_colours_as_values() -> None:
