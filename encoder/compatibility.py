@@ -36,7 +36,8 @@ class Compatibility:
     reference: Reference
     """Reads the same raw rows: the same modality version, and columns that the new schema has."""
     weight: float = 1.0
-    """Of the term beside the reconstruction loss; 0.5 halves, 2 doubles it."""
+    """Of the term beside the losses of reconstruction and prediction, as a share of their weights;
+    0.5 halves, 2 doubles it."""
 
     def __post_init__(self) -> None:
         if not self.weight > 0:

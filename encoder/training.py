@@ -188,10 +188,13 @@ def train(
 
         model = DenoisingAutoencoder(blocks, config.model, next_blocks)
         corruption = Corruption(blocks, config.model).to(place.device)
+        losses_of = _block_losses(blocks, next_blocks, config)
         objective = _Objective(
             model,
-            *_block_losses(blocks, next_blocks, config),
-            *_compatibility_loss(compatibility, inputs.training, columns_of[1], config),
+            *losses_of,
+            *_compatibility_loss(
+                compatibility, inputs.training, columns_of[1], config, predicted=losses_of[2]
+            ),
         )
         compiled = config.compile == "on" or (
             config.compile == "auto" and place.device.type == "cuda"
@@ -329,8 +332,13 @@ def _compatibility_loss(
     training: InputMatrix,
     first: int,
     config: TrainingConfig,
+    *,
+    predicted: float,
 ) -> tuple[CompatibilityLoss | None, float]:
-    """Return the term and its weight; the reference's embeddings begin at column ``first``."""
+    """Return the term and its weight; the reference's embeddings begin at column ``first``.
+
+    ``predicted`` is the weight of the prediction.
+    """
     if compatibility is None:
         return None, 0.0
     width, expected = training.n_inputs - first, config.model.embedding_dim
@@ -341,7 +349,8 @@ def _compatibility_loss(
             "train without `compatibility` and serve a bridge."
         )
     variance = variance_of(training, first)
-    return CompatibilityLoss(variance), compatibility.weight
+    # One weight means the same with and without a prediction, whose loss stands beside.
+    return CompatibilityLoss(variance), compatibility.weight * (1.0 + predicted)
 
 
 def _out_of_patience(at: Progress, config: TrainingConfig) -> bool:

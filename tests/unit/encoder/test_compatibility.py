@@ -22,13 +22,16 @@ from encoder.autoencoder import AutoencoderConfig, DenoisingAutoencoder
 from encoder.columns import RawBatch
 from encoder.compatibility import Compatibility, CompatibilityLoss, variance_of
 from encoder.errors import TrainingFault
+from encoder.losses import ReconstructionLoss
 from encoder.preprocessing import Preprocessor
 from encoder.rows import InputMatrix, RowSource
 from encoder.training import TrainingConfig, train
 from tests.strategies import VERSION, random_batch, to_table
+from transforms.future import future_schema
 from transforms.layout import Modality, RawLayout
 
-SCHEMA = RawLayout((Modality("collaborative", 4, 3),), (7,), categories=("gender",)).schema(VERSION)
+LAYOUT = RawLayout((Modality("collaborative", 4, 3),), (7,), categories=("gender",))
+SCHEMA, FUTURE = LAYOUT.schema(VERSION), future_schema(LAYOUT, (3,), VERSION)
 CONFIG = TrainingConfig(
     model=AutoencoderConfig(8, (32,)), batch_size=32, max_epochs=25, patience=25, warmup_steps=5,
     learning_rate=3e-3, buffer_rows=1024, device="cpu",
@@ -152,6 +155,42 @@ def test_a_heavier_term_comes_closer(rows: RowSource, earlier: Earlier, tmp_path
         for weight in (0.1, 3.0)
     )  # fmt: skip
     assert heavy < light
+
+
+def test_beside_a_prediction_the_term_counts_as_much_more_by_hand(
+    earlier: Earlier, tmp_path: Path
+) -> None:
+    """Loss: reconstruction + 3 * prediction + 0.5 * (1 + 3) * distance, without corruption."""
+    table = to_table(random_batch(SCHEMA, 300))
+    further = to_table(random_batch(FUTURE, 300, seed=2))
+    for name in FUTURE.columns:
+        table = table.append_column(name, further.column(name))
+    pq.write_table(table, tmp_path / "rows.parquet")
+    rows = RowSource(tmp_path / "rows.parquet", SCHEMA, future=FUTURE)
+    p, future = _fit(rows), Preprocessor.fit(FUTURE, rows.batches("training"))
+    still = replace(
+        OTHER.model, block_dropout=0.0, view_dropout=0.0, noise_std=0.0, unknown_rate=0.0
+    )
+    result = train(
+        rows, p, replace(OTHER, model=still, max_epochs=1, prediction_weight=3.0), tmp_path / "c",
+        future=future, compatibility=Compatibility(earlier, 0.5), progress=False,
+    )  # fmt: skip
+    held = list(rows.batches("validation"))
+    clean, after, reference = (
+        torch.from_numpy(np.concatenate([read(batch) for batch in held]))
+        for read in (p.transform, future.transform, earlier.encode)
+    )
+    trained_on = np.concatenate([earlier.encode(b) for b in rows.batches("training")])
+    variance = float(trained_on.var(axis=0, dtype=np.float64).sum())
+    with torch.inference_mode():
+        output = result.model(clean)
+        rebuilt = ReconstructionLoss(p.input_slices)(output.values, clean).rows
+        predicted = ReconstructionLoss(future.input_slices)(output.future, after).rows
+        distance = (output.embedding - reference).square().sum(dim=1) / variance
+    expected = (rebuilt + 3.0 * predicted + 0.5 * 4.0 * distance).mean().item()
+    record = result.history[0]
+    assert record.validation_loss == pytest.approx(expected, rel=1e-4)
+    assert record.compatibility_error == pytest.approx(distance.mean().item(), rel=1e-4)
 
 
 def test_a_run_with_the_term_that_is_cut_off_ends_with_the_same_bits(
