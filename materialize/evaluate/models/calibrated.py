@@ -23,7 +23,6 @@ Int64 = npt.NDArray[np.int64]
 
 _ROWS = 512
 _PAIRS = 1 << 16
-_PRIOR_FEATURES = (2, 3)
 
 
 @runtime_checkable
@@ -78,26 +77,21 @@ class CalibratedRanker:
         logits: Float64 = standardised @ self.weights[:-1] + self.weights[-1]
         return logits.astype(np.float32)
 
-    def full_scores(self, rows: Int64, personal: float = 1.0) -> Float32:
-        """Return log odds of every item, float32 (len(rows), n_items).
+    def full_parts(self, rows: Int64) -> tuple[Float32, Float32]:
+        """Return log odds of every item in two parts, both float32 (len(rows), n_items).
 
-        Parameters
-        ----------
-        rows : int64 (n,)
-        personal : float
-            Factor of what the ranker's score says; 0 leaves the prior alone.
+        What the ranker's score says, and what the prior and the constant say.
         """
-        score = np.asarray(self.ranker.scores(rows), np.float64)
-        spread = score.std(axis=1, keepdims=True)
-        mean = score.mean(axis=1, keepdims=True)
-        relative = _relative(score, mean, spread)
+        score = np.array(self.ranker.scores(rows), np.float32)
+        spread = score.std(axis=1, keepdims=True, dtype=np.float64)
+        mean = score.mean(axis=1, keepdims=True, dtype=np.float64)
         log_past, recent = self._prior.full_features(rows)
-        logits = np.full(score.shape, self.weights[-1])
-        features = (score, relative, log_past, recent, relative * log_past)
-        for k, feature in enumerate(features):
-            factor = 1.0 if k in _PRIOR_FEATURES else personal
-            logits += (feature - self._mean[k]) * (factor * self.weights[k] / self._scale[k])
-        return logits.astype(np.float32)
+        slope = (self.weights[:-1] / self._scale).astype(np.float32)
+        relative = _relative(score.astype(np.float64), mean, spread)
+        personal = slope[0] * score + relative * (slope[1] + slope[4] * log_past)
+        prior = slope[2] * log_past + slope[3] * recent
+        constant = self.weights[-1] - float(self._mean @ (self.weights[:-1] / self._scale))
+        return personal.astype(np.float32), (prior + constant).astype(np.float32)
 
     def _features(self, row: Int64, item: Int64) -> Float64:
         score, relative = scores_of_pairs(self.ranker, row, item)

@@ -23,7 +23,7 @@ __all__ = ["CalibratedRanking", "choose_personal"]
 _ROWS = 4_000
 _POSITIVES = 20
 _NEGATIVES = 20
-_CHOICE_ROWS = 1_000
+_CHOICE_ROWS = 400
 _CHUNK = 200
 _PERSONAL = (1.0, 0.0, 0.25, 0.5, 2.0, 4.0)
 """The first of equal ones is taken."""
@@ -49,7 +49,7 @@ class CalibratedRanking:
     20 items that the row has not consumed, drawn half by past popularity and half uniformly: what
     tells popular items apart decides the top of a ranking. Log odds of pairs are not yet the best
     order, so how much the ranker's score counts beside the prior (0 to 4 times what the numbers
-    say) is chosen by the nDCG@50 of up to 1,000 training rows. State: the fitted ranker, the
+    say) is chosen by the nDCG@50 of up to 400 training rows. State: the fitted ranker, the
     numbers, and ``personal``, the chosen factor.
     """
 
@@ -65,15 +65,18 @@ class CalibratedRanking:
         rows = np.unique(pairs.row)
         if len(rows) > _CHOICE_ROWS:
             rows = np.sort(np.random.default_rng(seed).permutation(rows)[:_CHOICE_ROWS])
-        self.personal = choose_personal(cohort, rows, self._model.full_scores)
+        self.personal = choose_personal(cohort, rows, self._model.full_parts)
 
     def scores(self, rows: Int64) -> npt.NDArray[np.float32]:
         """Return float32 (len(rows), n_items)."""
-        return self._model.full_scores(rows, self.personal)
+        personal, prior = self._model.full_parts(rows)
+        personal *= self.personal
+        personal += prior
+        return personal
 
 
 def choose_personal(
-    cohort: Cohort, rows: Int64, scores: Callable[[Int64, float], Float32]
+    cohort: Cohort, rows: Int64, parts: Callable[[Int64], tuple[Float32, Float32]]
 ) -> float:
     """Return how much a ranking should heed the user, by the nDCG@50 of rows' new items.
 
@@ -82,8 +85,8 @@ def choose_personal(
     cohort : Cohort
     rows : int64 (n,)
         Training rows with a new item in their future.
-    scores : callable
-        Rows and a factor of the personal part (0: the prior alone) to float32 (n, n_items).
+    parts : callable
+        Rows to the personal part float32 (n, n_items) and the prior, of a shape to be added.
 
     Returns
     -------
@@ -99,9 +102,9 @@ def choose_personal(
         some = np.flatnonzero(np.diff(new.indptr))
         held = HeldOut(known[:0], known[some], new[some])
         if some.size:
+            personal, prior = parts(chunk[some])
             found += [
-                len(some) * ndcg_of_hidden(held, scores(chunk[some], factor))
-                for factor in _PERSONAL
+                len(some) * ndcg_of_hidden(held, factor * personal + prior) for factor in _PERSONAL
             ]
     return _PERSONAL[int(np.argmax(found))]
 

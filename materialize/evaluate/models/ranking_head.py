@@ -34,6 +34,7 @@ Int64 = npt.NDArray[np.int64]
 _ROWS = 128
 _OTHERS = 1_000
 _PRIOR_RATE = 0.03
+_CHOICE_ROWS = 400
 
 
 class RankingHead:
@@ -81,12 +82,11 @@ class RankingHead:
             raise ValueError("No weight decay given, at least one expected.")
         users, items, prior = best[1].factors()
 
-        def scores(chosen: Int64, personal: float) -> Float32:
-            found: Float32 = personal * (users[chosen] @ items.T) + prior
-            return found
+        def parts(chosen: Int64) -> tuple[Float32, Float32]:
+            return users[chosen] @ items.T, prior
 
         held = rows[held_out(cohort.user_id[rows], seed)]
-        personal = choose_personal(cohort, held, scores)
+        personal = choose_personal(cohort, held[:_CHOICE_ROWS], parts)
         items *= personal
         items[:, -1] += prior
         self.user_factors, self.item_factors = users, items

@@ -209,7 +209,7 @@ def test_calibrated_scores_of_all_items_are_those_of_each_pair() -> None:
     model = CalibratedRanker(Als())
     model.fit(tiny.cohort, tiny.encoder, pairs, 0)
     row, item = np.divmod(np.arange(120), 60)
-    full = model.full_scores(np.array([0, 1]))
+    full = np.add(*model.full_parts(np.array([0, 1])))
     np.testing.assert_allclose(full.ravel(), model.score(row, item), atol=1e-3)
 
 
