@@ -34,6 +34,8 @@ __all__ = ["Headline", "HeadlineCell", "Mark", "TaskView", "headlines", "task_vi
 Result = Mapping[str, Any]
 
 _COST = "cost"
+_BEYOND = "beyond"
+"""Its figures are compared by differences: many are close to zero, where a ratio says nothing."""
 _LOWER = " (lower is better)"
 
 PAPER_GAINS = {"established": 0.152, "cold": 0.262}
@@ -225,7 +227,8 @@ def _metric_view(task: str, metric: str, results: Sequence[Result]) -> MetricVie
         columns,
         rows,
         _gains_figure(task, metric, grouped, [m for m in models if m != EMBEDDING]),
-        "Relative gain of the embedding over each model, with 95% intervals"
+        ("Embedding minus" if task == _BEYOND else "Relative gain of the embedding over")
+        + " each model, with 95% intervals"
         + (": less than zero is better here" if lower else "")
         + ("; dashed: the paper's highest, on its own data" if _beside_paper(task, metric) else ""),
     )
@@ -291,10 +294,11 @@ def _gains_figure(
 ) -> dict[str, Any] | None:
     """Return the forest plot of relative gains; None where there is nothing to compare with."""
     groups = shown_groups(grouped)
+    what = "difference" if task == _BEYOND else "gain"
     series = []
     for group, colour in zip(groups, colours(len(groups)), strict=True):
         compared = [grouped[group].get(m) for m in models]
-        points = [r["embedding_against"]["gain"] if r and r["embedding_against"] else None
+        points = [r["embedding_against"][what] if r and r["embedding_against"] else None
                   for r in compared]  # fmt: skip
         if any(p and p["value"] is not None for p in points):
             series.append(Series(group_title(group), colour, points))
@@ -308,6 +312,8 @@ def _gains_figure(
             if group in groups
         }
     names = [model_title(m, task) + (" *" if is_bar(m) else "") for m in models]
+    if task == _BEYOND:
+        return dots_figure(names, series, "embedding minus the other model")
     return dots_figure(names, series, "relative gain of the embedding", marks=marks, percent=True)
 
 
@@ -317,7 +323,8 @@ def _cell(result: Result) -> Cell:
     if against is None:
         return Cell.of(result)
     gain, difference = against["gain"]["value"], against["difference"]["value"]
-    told = number(difference, sign=True) if gain is None else f"{gain:+.1%}"
+    as_difference = gain is None or result["task"] == _BEYOND
+    told = number(difference, sign=True) if as_difference else f"{gain:+.1%}"
     return Cell.of(
         result,
         note=f"embedding {told}",
