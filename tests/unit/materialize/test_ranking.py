@@ -115,7 +115,7 @@ def test_the_embedding_finds_the_planted_taste_that_popularity_does_not() -> Non
 
 
 def test_nothing_planted_gives_the_embedding_no_lead() -> None:
-    tiny = tiny_cohort(purity=1 / 3)
+    tiny = tiny_cohort(n_users=900, purity=1 / 3)
     found = RankingTask().measure(
         tiny.cohort,
         tiny.encoder,
