@@ -53,7 +53,7 @@ ALL = "all"
 LISTED = 10
 """Items of a list."""
 
-_USERS, _CELLS = 2_000, 40_000_000
+_USERS, _CELLS = 2_000, 20_000_000
 """So many test users get lists, by the hash of the id, and fewer where users times items are more
 than this: every item is scored for every one of them, by every model."""
 
