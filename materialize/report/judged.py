@@ -168,7 +168,7 @@ def headlines(summary: Mapping[str, Any]) -> tuple[list[str], list[Headline]]:
     told: set[str] = set()
     lines = []
     for task, metric, grouped in chosen:
-        cells = [_headline_cell(grouped.get(group, {}), task) for group in groups]
+        cells = [_headline_cell(grouped.get(group, {})) for group in groups]
         if any(cells):
             lower = not next(iter(grouped.values()))[EMBEDDING]["higher_is_better"]
             title = metric_title(metric) + (_LOWER if lower else "")
@@ -177,7 +177,7 @@ def headlines(summary: Mapping[str, Any]) -> tuple[list[str], list[Headline]]:
     return [group_title(group) for group in groups], lines
 
 
-def _headline_cell(models: Mapping[str, Result], task: str) -> HeadlineCell | None:
+def _headline_cell(models: Mapping[str, Result]) -> HeadlineCell | None:
     if EMBEDDING not in models:
         return None
     others = {m: r for m, r in models.items() if m != EMBEDDING and r["value"] is not None}
@@ -189,7 +189,7 @@ def _headline_cell(models: Mapping[str, Result], task: str) -> HeadlineCell | No
         if best is not None:
             cell = _cell(others[best])
             told = cell.note.removeprefix("embedding ")
-            text = f"{told} on {model_title(best, task)}{star}"
+            text = f"{told} on {model_title(best)}{star}"
             marks.append(Mark(text, cell.verdict, f"{cell.text}. {cell.tooltip}"))
     return HeadlineCell(
         Cell.of(models[EMBEDDING]),

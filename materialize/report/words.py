@@ -117,8 +117,10 @@ def number(value: float | None, *, sign: bool = False) -> str:
 
     Examples
     --------
-    >>> number(0.71234), number(0.00421), number(52.37), number(12345.6), number(0.031, sign=True)
-    ('0.712', '0.0042', '52.4', '12,346', '+0.031')
+    >>> number(0.71234), number(0.00421), number(52.37), number(12345.6), number(487.0)
+    ('0.712', '0.0042', '52.4', '12,346', '487')
+    >>> number(0.031, sign=True)
+    '+0.031'
     """
     if value is None:
         return "undefined"
@@ -126,6 +128,8 @@ def number(value: float | None, *, sign: bool = False) -> str:
     size = abs(value)
     if size == 0.0:
         return "0"
+    if value == int(value):
+        return format(int(value), f"{plus},")
     if size < 0.01:
         return format(value, f"{plus}.2g")
     if size < 10:
