@@ -180,7 +180,7 @@ def test_an_age_that_the_data_hardly_reach_is_left_out_with_the_reason(
     plan = _plan(story, "cadence", (), (0,))
     assert [unit.variant.name for unit in plan.units] == ["default", "age-7d"]
     assert "training rows are so old" in plan.left_out["age-1000d"]
-    with pytest.raises(ValueError, match="'age-1000d' cannot be trained here: 0 of"):
+    with pytest.raises(ValueError, match=r"'age-1000d' cannot be trained here: \d+ of"):
         _plan(story, "cadence", ("age-1000d",), (0,))
 
 
