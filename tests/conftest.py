@@ -130,9 +130,12 @@ def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Se
         yield _start(stack, servers.nats_server(tmp_path_factory.mktemp("nats")))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """The machine's Chromium, without a window; tests share it, and open pages of their own."""
+    """The machine's Chromium, without a window; tests share it, and open pages of their own.
+
+    It ends with its module: while it runs, no test of the process can run an event loop.
+    """
     from tests.browser import chromium  # most runs need none
 
     with ExitStack() as stack:
