@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
 
     from materialize.stream.nats_link import NatsLink
 
-__all__ = ["PartitionConsumer", "consumer_name", "consumers_of"]
+__all__ = ["PartitionConsumer", "consumer_name", "consumers_of", "forget"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,14 @@ async def consumers_of(link: NatsLink) -> dict[int, list[PartitionConsumer]]:
         if kind == "partition" and partition.isdecimal():
             found.setdefault(int(partition), []).append(_told(one))
     return found
+
+
+async def forget(link: NatsLink, consumer: str) -> None:
+    """Delete a consumer; one that is gone already is no fault."""
+    from nats.js.errors import NotFoundError
+
+    with suppress(NotFoundError):
+        await link.jetstream.delete_consumer(link.stream, consumer)
 
 
 def _told(info: ConsumerInfo) -> PartitionConsumer:

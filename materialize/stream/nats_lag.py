@@ -42,6 +42,8 @@ def read_nats_lag(link: NatsLink, client: Redis, partitions: int) -> Lag:
 
 async def _left(link: NatsLink, partitions: int) -> list[tuple[int, int, int]]:
     """Return for each partition: undelivered, unacknowledged, age of the oldest (ms)."""
+    from nats.js.errors import NotFoundError
+
     subject = event_subject(link.project, "*")
     info = await link.jetstream.stream_info(link.stream, subjects_filter=subject)
     lying = info.state.subjects or {}
@@ -56,7 +58,10 @@ async def _left(link: NatsLink, partitions: int) -> list[tuple[int, int, int]]:
             floor = newest.acknowledged
         if not undelivered and not unacknowledged:
             return 0, 0, 0
-        oldest = await link.jetstream.get_msg(link.stream, floor + 1, own, next=True)
+        try:
+            oldest = await link.jetstream.get_msg(link.stream, floor + 1, own, next=True)
+        except NotFoundError:  # acknowledged and purged since the consumers were asked
+            return undelivered, unacknowledged, 0
         began = time.time() if oldest.time is None else oldest.time.timestamp()
         return undelivered, unacknowledged, max(0, round((time.time() - began) * 1000))
 

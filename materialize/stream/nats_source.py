@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from materialize.stream.keys import PAYLOAD, dead_key
 from materialize.stream.leases import Leases
-from materialize.stream.nats_consumers import consumer_name, consumers_of
+from materialize.stream.nats_consumers import consumer_name, consumers_of, forget
 from materialize.stream.nats_lag import read_nats_lag
 from materialize.stream.nats_link import NatsLink, event_subject
 from materialize.stream.source import Delivery, Lag
@@ -372,7 +372,7 @@ class NatsSource:
                 ),
             )
             for one in before:
-                await jetstream.delete_consumer(stream, one.name)
+                await forget(self._link, one.name)
             self._readers[partition] = reader
 
     async def _drop(self, partition: int) -> None:
@@ -395,7 +395,7 @@ class NatsSource:
             ),
         )
         kept = 1 if probe.delivered is None else probe.delivered.stream_seq + 1
-        await jetstream.delete_consumer(stream, probe.name)
+        await forget(self._link, probe.name or "")
         floors = await consumers_of(self._link)
         for partition, reader in self._readers.items():
             mine = [one for one in floors.get(partition, []) if one.name == reader.consumer]

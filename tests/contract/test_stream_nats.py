@@ -17,6 +17,7 @@ from encoder.errors import EmbeddingError, StoreRefused, StreamConflict, Transie
 from materialize.stream.connect import connect
 from materialize.stream.dead_letters import DeadLetters
 from materialize.stream.keys import lease_key, workers_key
+from materialize.stream.nats_consumers import forget
 from materialize.stream.nats_lag import nats_payloads
 from materialize.stream.nats_link import NatsLink, event_subject
 from materialize.stream.nats_source import NatsSource
@@ -144,6 +145,22 @@ def test_acknowledged_events_stay_for_the_retention(stream: Stream) -> None:
     source.ack(drain(source))
     source.trim()
     assert len(stream.held()) == 9
+
+
+def test_events_that_somebody_deletes_end_no_worker(stream: Stream) -> None:
+    stream.writer.append([event(n, n) for n in range(9)])
+    source = stream.source()
+    held = source.poll(3, 0)
+    stream.link.run(stream.link.jetstream.purge_stream(stream.link.stream))
+    assert source.lag().oldest_age_ms == 0
+    source.ack(held)
+    source.trim()
+    stream.writer.append([event(1, 50)])
+    assert len(drain(source)) == 1
+
+
+def test_a_consumer_that_is_gone_already_is_forgotten_without_a_fault(stream: Stream) -> None:
+    stream.link.run(forget(stream.link, "partition-0-nobody"))
 
 
 def test_a_dead_letter_goes_back_to_its_partition(stream: Stream) -> None:
