@@ -15,7 +15,8 @@ from encoder.errors import EvaluationFault
 from materialize.config import RepoSettings
 from materialize.evaluate.item_kinds import cluster_targets, has_tags
 from materialize.evaluate.labels import Labels, build_labels
-from materialize.evaluate.probe import ProbeReport, run_probe
+from materialize.evaluate.probe import run_probe
+from materialize.evaluate.probe_results import ProbeReport
 from materialize.features import current_modalities
 from materialize.ledger import Space
 from transforms.clean import CleanTables

@@ -7,7 +7,7 @@ from typing import Any
 
 from materialize.evaluate.measurement import EMBEDDING
 
-__all__ = ["markdown"]
+__all__ = ["markdown", "require_shown"]
 
 _Row = Mapping[str, Any]
 
@@ -39,14 +39,7 @@ def markdown(
         A metric or group that the evaluation does not have; the choices are listed.
     """
     results = summary["results"]
-    for what, wanted in (("metric", metrics), ("group", groups)):
-        there = list(dict.fromkeys(row[what] for row in results))
-        unknown = [name for name in wanted if name not in there]
-        if unknown:
-            raise ValueError(
-                f"The evaluation has no {what} {', '.join(map(repr, unknown))}. "
-                f"It has: {', '.join(there)}."
-            )
+    require_shown("The evaluation", results, metrics, groups)
     tables: dict[tuple[str, str, str], list[_Row]] = {}
     for row in results:
         if (not metrics or row["metric"] in metrics) and (not groups or row["group"] in groups):
@@ -55,6 +48,27 @@ def markdown(
     parts += [_table(key, rows, digits) for key, rows in tables.items()]
     parts += _left_out(summary["tasks"])
     return "\n\n".join(parts) + "\n"
+
+
+def require_shown(
+    whose: str, results: Iterable[_Row], metrics: Sequence[str], groups: Sequence[str]
+) -> None:
+    """Check that rows of results have these metrics and groups.
+
+    Raises
+    ------
+    ValueError
+        One is not there; the choices are listed.
+    """
+    rows = list(results)
+    for what, wanted in (("metric", metrics), ("group", groups)):
+        there = dict.fromkeys(row[what] for row in rows)
+        unknown = [name for name in wanted if name not in there]
+        if unknown:
+            raise ValueError(
+                f"{whose} has no {what} {', '.join(map(repr, unknown))}. "
+                f"It has: {', '.join(there)}."
+            )
 
 
 def _facts(summary: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from materialize.evaluate.table import require_shown
 from materialize.study.variant import DEFAULT
 
 __all__ = ["markdown"]
@@ -37,14 +38,7 @@ def markdown(
         A metric or group that the study does not have; the choices are listed.
     """
     results = summary["results"]
-    for name, wanted in (("metric", metrics), ("group", groups)):
-        there = dict.fromkeys(row[name] for row in results)
-        unknown = [value for value in wanted if value not in there]
-        if unknown:
-            raise ValueError(
-                f"Study {summary['study']!r} has no {name} {', '.join(map(repr, unknown))}. "
-                f"It has: {', '.join(there)}."
-            )
+    require_shown(f"Study {summary['study']!r}", results, metrics, groups)
     parts = [_facts(summary)]
     keys = dict.fromkeys(
         (row["task"], row["metric"], row["group"])

@@ -11,7 +11,8 @@ from encoder.errors import EvaluationFault
 from materialize.evaluate import probe as probe_module
 from materialize.evaluate.checks import check_no_leak
 from materialize.evaluate.labels import Labels, training_users
-from materialize.evaluate.probe import ProbeReport, run_probe
+from materialize.evaluate.probe import run_probe
+from materialize.evaluate.probe_results import ProbeReport
 
 CUTOFF = np.datetime64("2024-03-10", "us")
 TARGETS = ("jazz", "rock", "folk", "soul")
