@@ -13,7 +13,8 @@ from encoder.metrics import AucReplicates, bootstrap_auc
 from encoder.resampling import Interval
 from materialize.context import Context
 from materialize.evaluate.job import repository_labels
-from materialize.evaluate.labels import Labels, training_users
+from materialize.evaluate.labels import Labels
+from materialize.evaluate.split import training_users
 
 __all__ = ["Judge", "Judged", "Truth", "write_truth"]
 

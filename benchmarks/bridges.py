@@ -206,7 +206,7 @@ class Study:
 
     def __init__(self, folder: Path, old: Vectors) -> None:
         from encoder.heads import LinearProbe
-        from materialize.evaluate.labels import training_users
+        from materialize.evaluate.split import training_users
 
         with np.load(folder / "labels.npz") as file:
             self.user, self.y = file["user"], file["y"]

@@ -22,8 +22,8 @@ from materialize.context import operator_name
 from materialize.embedding_rows import embedding_matrix
 from materialize.evaluate.checks import check_no_leak
 from materialize.evaluate.job import repository_labels, training_set
-from materialize.evaluate.labels import training_users
 from materialize.evaluate.old_head import OldHeadReport, judge_old_head
+from materialize.evaluate.split import training_users
 from materialize.ledger import Bridge, Ledger, Space
 from materialize.source import applied_view, parquet_files
 from materialize.stores.append import reading

@@ -18,7 +18,7 @@ from encoder.modality import ItemVectors, ModalityEncoders
 from encoder.preprocessing import Preprocessor
 from encoder.schema import FeatureSchema
 from materialize.evaluate.cohort import Catalogue, Cohort, Histories
-from materialize.evaluate.labels import training_users
+from materialize.evaluate.split import training_users
 from transforms.layout import (
     ACTIVITY,
     ONBOARDING,
@@ -43,6 +43,7 @@ _DAY, _HOUR = 86_400_000_000, 3_600_000_000
 _CUT = int(CUTOFF.astype(np.int64))
 _ESTABLISHED, _FEW, _NEW = 30, 4, 2  # events before the moment
 _FUTURE = 6
+_EARLIER = (HORIZON_DAYS + 5) * _DAY  # of training users: their horizons end before the cut-off
 
 Ints = npt.NDArray[np.int64]
 
@@ -55,10 +56,11 @@ class TinyCohort:
     ----------
     cohort : Cohort
         Item k is of segment ``k % n_segments`` and carries that genre as its tag; user k is of
-        segment ``k % n_segments``. Of ten users, five have 30 events before the cut-off, three have
-        4, two are newcomers with 2 (every other newcomer with onboarding picks). Every fifth
-        established user has two rows, a day apart. Country follows the segment for seven users of
-        ten; the device is chance.
+        segment ``k % n_segments``. Moments are at the cut-off, of training users twelve days
+        earlier. Of ten users, five have 30 events before the moment, three have 4, two are
+        newcomers with 2, up to four days later (every other newcomer with onboarding picks). Every
+        fifth established user has two rows, a day apart. Country follows the segment for seven
+        users of ten; the device is chance.
     segment : int64 (n_rows,)
         Of each row's user.
     item_segment : int64 (n_items,)
@@ -158,11 +160,13 @@ def _made(n_users: int, n_items: int, n_segments: int, purity: float, seed: int)
     events: list[tuple[int, int, int, float]] = []  # user, us, item, weight
     rows: list[tuple[int, int, bool]] = []  # user, moment, newcomer
     picks: list[list[int]] = []
+    training = training_users(_names(n_users))
     for user in range(n_users):
         kind, segment = user % 10, user % n_segments
         newcomer = kind >= 8
         n_before = _ESTABLISHED if kind < 5 else _FEW if not newcomer else _NEW
-        moment = _CUT + int(rng.integers(5, 100)) * _HOUR if newcomer else _CUT
+        moment = _CUT - _EARLIER if training[user] else _CUT
+        moment += int(rng.integers(5, 100)) * _HOUR if newcomer else 0
         first = moment - 4 * _HOUR if newcomer else moment - 25 * _DAY
         before = np.sort(rng.integers(first, moment, n_before))
         before[0] = first  # a newcomer's moment is four hours after the first event
@@ -175,6 +179,10 @@ def _made(n_users: int, n_items: int, n_segments: int, purity: float, seed: int)
             rows.append((user, moment + _DAY, False))
         picks.append(draw(segment, 3).tolist() if newcomer and (user // 10) % 2 else [])
     return _put_together(rng, encoders, item_segment, events, rows, picks, n_segments, seed)
+
+
+def _names(n_users: int) -> npt.NDArray[np.object_]:
+    return np.array([f"user {k:05d}" for k in range(n_users)], object)
 
 
 def _encoders(rng: np.random.Generator, item_segment: Ints, n_segments: int) -> ModalityEncoders:
@@ -209,7 +217,7 @@ def _put_together(
     owner, moment = (np.array([r[k] for r in rows], np.int64) for k in range(2))
     newcomer = np.array([r[2] for r in rows])
     n_rows, n_items, n_users = len(rows), len(item_segment), len(picks)
-    names = np.array([f"user {k:05d}" for k in range(n_users)], object)
+    names = _names(n_users)
     own = np.arange(n_users) % n_segments
     country = np.where(rng.random(n_users) < 0.7, own, rng.integers(0, n_segments, n_users))
     device = rng.choice(np.array(["phone", "desktop"], object), n_users)

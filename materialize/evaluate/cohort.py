@@ -95,14 +95,15 @@ class Cohort:
     A row is a user at a moment, ordered by user id, then moment. A user may have several rows
     (label times may be active days), so users, not rows, are the unit of every resample and split.
     Rows are label rows (the user has a past and comes back within the horizon, see
-    ``build_labels``), then newcomers are rows four hours after a user's first event.
+    ``moments.choose_rows``) and newcomers: rows four hours after a user's first event.
 
     Attributes
     ----------
     name : str
         Of the data set.
     cutoff : datetime64[us]
-        No moment lies before it; everything that is fitted knows only events before it.
+        No moment of a test user lies before it and no horizon of a training user ends after it:
+        everything that is fitted, on labels too, knows only events before it.
     vectors_cutoff : datetime64[us]
         Item vectors and clusters were fitted on events before it.
     data_end : datetime64[us]
@@ -115,7 +116,7 @@ class Cohort:
     moment : datetime64[us] (n_rows,)
         UTC. Everything up to and including it is known.
     training : bool (n_rows,)
-        Rows of training users (60 % of users, ``labels.training_users``); the others are judged.
+        Rows of training users (60 % of users, ``split.training_users``); the others are judged.
     raw : pyarrow.Table (n_rows)
         Every column of ``schema``, named ``view__field``: what was known at the moment, null where
         the user was not in that view.
@@ -129,9 +130,9 @@ class Cohort:
         ``warm``, ``onboarded`` or ``cold``; these three by the encoder's summary rule.
     groups : mapping of str to bool (n_rows,)
         ``all``; ``established`` (20 events or more); ``cold`` (10 or fewer, or a newcomer);
-        ``newcomer`` (moment = first event + 4 hours, first event from the cut-off on); where the
-        data have onboarding picks also ``newcomer_onboarded`` and ``newcomer_skipped``. No
-        newcomer is established. A group without rows is left out.
+        ``newcomer`` (moment = first event + 4 hours, first event inside the side's time, see
+        ``moments.open_events``); where the data have onboarding picks also ``newcomer_onboarded``
+        and ``newcomer_skipped``. No newcomer is established. A group without rows is left out.
     profile : mapping of str to object (n_rows,) of str
         By name of the schema's category blocks (``profile_country``, ``context_device``): as known
         at the moment, "" for unknown; for clustering, fairness and maps.
@@ -247,11 +248,12 @@ class Cohort:
         return np.concatenate(parts)
 
     def known_users(self, horizon_days: int | None = None) -> Cohort:
-        """Return every known user at the cut-off, whether the user comes back or not.
+        """Return every known user at one moment, whether the user comes back or not.
 
         For questions such as churn: this cohort's label rows are all of users who come back. One
-        row a user who has an event in the longest window before the cut-off, sampled by the same
-        hash; made when asked for first, then kept on disk as the cohort is.
+        row a user who has an event in the longest window before the moment, which is the cut-off
+        for test users and a horizon earlier for training users; sampled by the same hash; made when
+        asked for first, then kept on disk as the cohort is.
 
         Parameters
         ----------

@@ -25,7 +25,6 @@ from materialize.evaluate.cohort import Catalogue, Cohort
 from materialize.evaluate.cohort_events import CohortEvents, item_counts, read_past
 from materialize.evaluate.cohort_files import load_cohort, save_cohort
 from materialize.evaluate.item_kinds import item_kinds
-from materialize.evaluate.labels import training_users
 from materialize.evaluate.moments import Population, choose_rows, open_events
 from materialize.features import current_data_fingerprint, current_modalities
 from transforms.clean import CleanTables
@@ -35,7 +34,7 @@ __all__ = ["build_cohort"]
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 2
+_FORMAT = 3
 _ESTABLISHED_FROM, _COLD_UP_TO = 20, 10
 _ROWS = 4096
 
@@ -64,7 +63,7 @@ def build_cohort(
         Default: ``evaluation.horizon_days``.
     population : {"returning", "known"}
         ``returning``: label rows and newcomers. ``known``: every user with an event in the longest
-        window before the cut-off, at the cut-off, see ``Cohort.known_users``.
+        window before one moment, at that moment, see ``Cohort.known_users``.
     progress : bool
         Show a bar on stderr.
 
@@ -182,7 +181,7 @@ class _Builder:
             fingerprint=fingerprint,
             user_id=user_id,
             moment=rows["us"].to_numpy().astype("datetime64[us]"),
-            training=training_users(user_id),
+            training=rows["training"].to_numpy(),
             raw=raw,
             schema=self.schema,
             as_of=as_of,

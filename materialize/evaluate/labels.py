@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +15,7 @@ from materialize.evaluate.moments import label_rows, open_events
 from transforms.clean import CleanTables
 from transforms.dataset import Dataset
 
-__all__ = ["Labels", "build_labels", "training_users"]
-
-_TRAINING_SHARE = 0.6
+__all__ = ["Labels", "build_labels"]
 
 
 @dataclass(frozen=True)
@@ -55,25 +52,6 @@ class Labels:
         """Return user_id and event_timestamp[us, UTC], the input of a point-in-time join."""
         times = pa.array(self.event_timestamp).cast(pa.timestamp("us", tz="UTC"))
         return pa.table({"user_id": pa.array(self.user_id), "event_timestamp": times})
-
-
-def training_users(user_id: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Return which rows belong to training users: 60% of users, by a stable hash of the id.
-
-    Parameters
-    ----------
-    user_id : (n_rows,)
-        Integers or strings; all rows of a user get the same answer, in every run and release.
-
-    Examples
-    --------
-    >>> training_users(np.array([1, 2, 3, 1]))
-    array([ True,  True, False,  True])
-    """
-    names, row = np.unique(np.asarray(user_id).astype(str), return_inverse=True)
-    hashed = [hashlib.blake2b(f"probe:{u}".encode(), digest_size=4).digest() for u in names]
-    share = np.array([int.from_bytes(h, "big") for h in hashed]) / 2**32
-    return np.asarray((share < _TRAINING_SHARE)[row], bool)
 
 
 def build_labels(

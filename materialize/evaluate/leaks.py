@@ -58,10 +58,11 @@ def check_leaks(cohort: Cohort, encoder: LoadedEncoder, *, seed: int = 0) -> Lea
     Raises
     ------
     EvaluationFault
-        The first of these that is found: a moment before the cut-off or a horizon beyond the data's
-        end; raw features, histories or sequences newer than their moment; a user in training and
-        test; item counts, interactions, item vectors or an encoder that saw events from the cut-off
-        on; a probe on shuffled labels that is not at chance.
+        The first of these that is found: a test user's moment before the cut-off or a horizon
+        beyond the data's end; a training user's horizon that ends after the cut-off; raw features,
+        histories or sequences newer than their moment; a user in training and test; item counts,
+        interactions, item vectors or an encoder that saw events from the cut-off on; a probe on
+        shuffled labels that is not at chance.
 
     Notes
     -----
@@ -71,8 +72,8 @@ def check_leaks(cohort: Cohort, encoder: LoadedEncoder, *, seed: int = 0) -> Lea
     do is looked at nevertheless.
     """
     labels = cohort_labels(cohort)
-    _check_moments(cohort)
     check_no_leak(labels, _newest_raw(cohort), cohort.training)
+    _check_moments(cohort)
     _check_histories(cohort)
     _check_past(cohort)
     _check_encoder(cohort, encoder)
@@ -92,6 +93,13 @@ def _check_moments(cohort: Cohort) -> None:
             f"{late.size} row(s) ask about a time beyond the data's end {cohort.data_end}, first "
             f"{_row(cohort, late[0])} and {cohort.horizon_days} days. What is missing there would "
             "count as not consumed: build the cohort with build_cohort."
+        )
+    after = np.flatnonzero(cohort.training & (cohort.moment + horizon > cohort.cutoff))
+    if after.size:
+        raise EvaluationFault(
+            f"{after.size} row(s) to fit on have labels from after the cut-off {cohort.cutoff}, "
+            f"first {_row(cohort, after[0])} and {cohort.horizon_days} days. That is the time that "
+            "is judged: fit on labels that end before it, as build_cohort does."
         )
 
 

@@ -1,4 +1,8 @@
-"""Which users are asked about, and at which moments: label times, newcomers, everybody known."""
+"""Which users are asked about, and at which moments: label times, newcomers, everybody known.
+
+A *side* is a stretch of time with the users who are asked about in it: test users from the cut-off
+on, training users before it, so that what is fitted on ends where what is judged begins.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import duckdb
 import pyarrow as pa
 
 from encoder.errors import DataFault
+from materialize.evaluate.split import training_users
 from transforms.clean import CleanTables
 from transforms.dataset import Dataset
 from transforms.engine import DAY_US, arrow_table, bounded_connection, quoted
@@ -47,7 +52,10 @@ def open_events(
 
     Views ``every_event`` and ``event`` (see ``sampled_events``; here the same): the clean events
     and ``us``, ``day``. Variables: ``cutoff``, ``horizon``, ``data_end`` (microseconds), ``seed``,
-    ``max_times``, ``reach`` (the longest window, microseconds).
+    ``max_times``, ``reach`` (the longest window, microseconds), and of the test side ``test_from``,
+    ``test_at``, ``test_until``, of the training side ``training_from`` and so on: moments lie from
+    ``from`` on, their horizons end by ``until``, and ``at`` is the one moment of label times
+    ``cutoff``. The training side is as long before the cut-off as the data go on behind it.
 
     Parameters
     ----------
@@ -72,10 +80,11 @@ def open_events(
     """
     evaluation = dataset.evaluation
     cutoff, iso = round(evaluation.cutoff.timestamp()) * 1_000_000, evaluation.cutoff.isoformat()
+    horizon = (horizon_days or evaluation.horizon_days) * DAY_US
     with bounded_connection(memory_limit_mb) as db:
         for name, value in (
             ("cutoff", cutoff),
-            ("horizon", (horizon_days or evaluation.horizon_days) * DAY_US),
+            ("horizon", horizon),
             ("seed", seed),
             ("max_times", _MAX_TIMES_PER_USER),
             ("reach", max(dataset.windows) * DAY_US),
@@ -92,7 +101,14 @@ def open_events(
             raise DataFault(
                 f"evaluation.cutoff {iso}: no event lies before it. Choose a later instant."
             )
-        if _scalar(db, "SELECT getvariable('cutoff') + getvariable('horizon')") > end:
+        for side, start, at, until in (
+            ("test", cutoff, cutoff, end),
+            ("training", 2 * cutoff - end, cutoff - horizon, cutoff),
+        ):
+            db.execute(f"SET VARIABLE {side}_from = {start}")
+            db.execute(f"SET VARIABLE {side}_at = {at}")
+            db.execute(f"SET VARIABLE {side}_until = {until}")
+        if cutoff + horizon > end:
             raise DataFault(
                 f"evaluation.cutoff {iso} plus evaluation.horizon_days reaches beyond the end "
                 f"of the data ({_date(db)} 00:00 UTC). Choose an earlier cut-off or a shorter "
@@ -115,6 +131,8 @@ def sampled_events(db: duckdb.DuckDBPyConnection, share: float) -> None:
 def label_rows(db: duckdb.DuckDBPyConnection, label_times: str, cutoff: str) -> None:
     """Create table ``label`` (row, user_id, us) from ``event``, ordered by user id, then time.
 
+    All users stand on the test side: for comparing vectors that were known at the same moments.
+
     Label times:
 
     - ``cutoff``: the cut-off, for every user with an event before it and one within the horizon.
@@ -130,7 +148,7 @@ def label_rows(db: duckdb.DuckDBPyConnection, label_times: str, cutoff: str) -> 
     """
     db.execute(
         "CREATE TABLE label AS SELECT row_number() OVER (ORDER BY user_id, us) - 1 AS row, "
-        f"user_id, us FROM ({_LABEL_ROWS[label_times]})"
+        f"user_id, us FROM ({_LABEL_ROWS[label_times].format(side='test', of='event')})"
     )
     if _scalar(db, "SELECT count(*) FROM label") == 0:
         raise DataFault(
@@ -143,12 +161,16 @@ def label_rows(db: duckdb.DuckDBPyConnection, label_times: str, cutoff: str) -> 
 def choose_rows(
     db: duckdb.DuckDBPyConnection, label_times: str, population: Population, max_rows: int
 ) -> pa.Table:
-    """Return the rows of a cohort: user_id, us, newcomer; ordered by user id, then time.
+    """Return the rows of a cohort: user_id, us, newcomer, training; ordered by user id, then time.
+
+    Test users stand at moments from the cut-off on, training users at moments whose horizons end
+    by the cut-off: nobody is on both sides, and no label to fit on is of a time that is judged.
 
     Parameters
     ----------
     db : connection of ``open_events``
     label_times : {"cutoff", "active_days"}
+        On the training side ``cutoff`` is the one moment a horizon before the cut-off.
     population : {"returning", "known"}
     max_rows : int
         Users are taken whole, in the order of ``user_hash``, while their rows fit.
@@ -161,15 +183,37 @@ def choose_rows(
     """
     users = _scalar(db, "SELECT approx_count_distinct(user_id) FROM every_event")
     share = min(1.0, _FIRST_SHARE * max_rows / max(users, 1))
+    kinds = [_KNOWN] if population == "known" else [_LABEL_ROWS[label_times], _NEWCOMERS]
     while True:
         sampled_events(db, share)
-        source = _KNOWN if population == "known" else f"{_LABEL_ROWS[label_times]} {_NEWCOMERS}"
-        db.execute(f"CREATE OR REPLACE TEMP TABLE candidate AS {_CANDIDATES.format(source)}")
+        _split_users(db)
+        rows = " UNION ALL ".join(_side(kinds, side) for side in ("test", "training"))
+        db.execute(f"CREATE OR REPLACE TEMP TABLE candidate AS {rows}")
         # The largest share that was tried may hold fewer rows than wanted; all of them will do.
         if share >= 1 or _scalar(db, "SELECT count(*) FROM candidate") > max_rows:
             break
         share = min(1.0, share * 4)
     return arrow_table(db, _CHOSEN.format(user_hash("user_id"), max_rows))
+
+
+def _split_users(db: duckdb.DuckDBPyConnection) -> None:
+    """Create views ``test_event`` and ``training_event``: the events of either side's users."""
+    users = arrow_table(db, "SELECT DISTINCT user_id FROM event")["user_id"]
+    training = training_users(users.to_numpy())
+    db.register("given_split", pa.table({"user_id": users, "training": training}))
+    db.execute("CREATE OR REPLACE TEMP TABLE split AS SELECT * FROM given_split")
+    db.unregister("given_split")
+    for side, chosen in (("test", "NOT training"), ("training", "training")):
+        db.execute(
+            f"CREATE OR REPLACE TEMP VIEW {side}_event AS SELECT event.* FROM event "
+            f"SEMI JOIN (FROM split WHERE {chosen}) USING (user_id)"
+        )
+
+
+def _side(kinds: list[str], side: str) -> str:
+    """Return the SQL of a side's rows."""
+    words = {"side": side, "of": f"{side}_event"}
+    return _SIDE.format(rows=" UNION ALL ".join(kind.format(**words) for kind in kinds), **words)
 
 
 def _scalar(db: duckdb.DuckDBPyConnection, query: str) -> int:
@@ -192,51 +236,49 @@ SELECT (max(day) + 1) * 86400000000 FROM daily WHERE n >= 0.1 * (SELECT avg(n) F
 
 _LABEL_ROWS = {
     "cutoff": """
-SELECT user_id, getvariable('cutoff') AS us
-FROM event GROUP BY user_id
-HAVING min(us) < getvariable('cutoff') AND bool_or(
-    us > getvariable('cutoff') AND us < getvariable('cutoff') + getvariable('horizon'))
+SELECT user_id, getvariable('{side}_at') AS us
+FROM {of} GROUP BY user_id
+HAVING min(us) < getvariable('{side}_at') AND bool_or(
+    us > getvariable('{side}_at') AND us < getvariable('{side}_at') + getvariable('horizon'))
 """,
     "active_days": """
 SELECT user_id, day * 86400000000 AS us FROM (
     SELECT user_id, day, row_number() OVER (
         PARTITION BY user_id ORDER BY md5(concat_ws(':', user_id, day, getvariable('seed')))
     ) AS choice
-    FROM (SELECT DISTINCT user_id, day FROM event)
-    JOIN (SELECT user_id, min(day) AS first_day FROM event GROUP BY user_id) USING (user_id)
+    FROM (SELECT DISTINCT user_id, day FROM {of})
+    JOIN (SELECT user_id, min(day) AS first_day FROM {of} GROUP BY user_id) USING (user_id)
     WHERE day > first_day
-      AND day * 86400000000 >= getvariable('cutoff')
-      AND day * 86400000000 + getvariable('horizon') <= getvariable('data_end')
+      AND day * 86400000000 >= getvariable('{side}_from')
+      AND day * 86400000000 + getvariable('horizon') <= getvariable('{side}_until')
 ) WHERE choice <= getvariable('max_times')
 """,
 }
-"""By ``label_times``."""
+"""By ``label_times``; of a side."""
 
 _NEWCOMERS = f"""
-UNION ALL
 SELECT user_id, joined AS us
-FROM event JOIN (
-    SELECT user_id, min(us) + {NEWCOMER_US} AS joined FROM event
-    GROUP BY user_id HAVING min(us) >= getvariable('cutoff')
+FROM {{of}} JOIN (
+    SELECT user_id, min(us) + {NEWCOMER_US} AS joined FROM {{of}}
+    GROUP BY user_id HAVING min(us) >= getvariable('{{side}}_from')
 ) USING (user_id)
 WHERE us > joined AND us < joined + getvariable('horizon')
-  AND joined + getvariable('horizon') <= getvariable('data_end')
+  AND joined + getvariable('horizon') <= getvariable('{{side}}_until')
 GROUP BY user_id, joined
 """
 
 _KNOWN = """
-SELECT user_id, getvariable('cutoff') AS us FROM event
-WHERE us < getvariable('cutoff') AND us >= getvariable('cutoff') - getvariable('reach')
+SELECT user_id, getvariable('{side}_at') AS us FROM {of}
+WHERE us < getvariable('{side}_at') AND us >= getvariable('{side}_at') - getvariable('reach')
 GROUP BY user_id
 """
 
-_CANDIDATES = f"""
-WITH found AS (SELECT DISTINCT user_id, us FROM ({{}})), first AS (
-    SELECT user_id, min(us) AS first_us FROM event GROUP BY user_id
-)
-SELECT user_id, us,
-    first_us >= getvariable('cutoff') AND us = first_us + {NEWCOMER_US} AS newcomer
-FROM found JOIN first USING (user_id)
+_SIDE = f"""
+SELECT DISTINCT user_id, us,
+    first_us >= getvariable('{{side}}_from') AND us = first_us + {NEWCOMER_US} AS newcomer,
+    '{{side}}' = 'training' AS training
+FROM ({{rows}})
+JOIN (SELECT user_id, min(us) AS first_us FROM {{of}} GROUP BY user_id) USING (user_id)
 """
 
 _CHOSEN = """
@@ -245,7 +287,7 @@ WITH per_user AS (
 ), running AS (
     SELECT user_id, sum(n) OVER (ORDER BY place, user_id) AS total FROM per_user
 )
-SELECT user_id, us, newcomer FROM candidate
+SELECT user_id, us, newcomer, training FROM candidate
 SEMI JOIN (SELECT user_id FROM running WHERE total <= {1}) USING (user_id)
 ORDER BY user_id, us
 """

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from encoder.errors import DataFault
 from encoder.metrics import AucReplicates, bootstrap_auc
 from encoder.resampling import Interval
-from materialize.evaluate.labels import Labels, training_users
+from materialize.evaluate.labels import Labels
+from materialize.evaluate.split import training_users
 
 __all__ = ["OldHeadReport", "judge_old_head"]
 

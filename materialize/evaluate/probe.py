@@ -14,9 +14,10 @@ from encoder.errors import EvaluationFault
 from encoder.metrics import AucReplicates, auc_per_target, bootstrap_auc
 from encoder.resampling import Interval
 from materialize.evaluate.checks import check_no_leak, check_rows
-from materialize.evaluate.labels import Labels, training_users
+from materialize.evaluate.labels import Labels
 from materialize.evaluate.measurement import EMBEDDING
 from materialize.evaluate.probe_results import GroupResult, ProbeReport
+from materialize.evaluate.split import training_users
 
 __all__ = [
     "BASELINES",

@@ -89,7 +89,7 @@ def write_clean_events(
         "users": {
             "user_id": known,
             "signed_up_at": pa.array([first[u] - timedelta(hours=1) for u in known], INSTANT),
-            "categories": pa.array([["br" if u < "u5" else "de"] for u in known], texts),
+            "categories": pa.array([["br" if u[-1] < "5" else "de"] for u in known], texts),
             "numbers": pa.array([[]] * len(known), pa.list_(pa.float32())),
             "onboarding": pa.array([list(picks.get(u, ())) for u in known], texts),
         },

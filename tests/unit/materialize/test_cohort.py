@@ -28,30 +28,30 @@ from transforms.clean import CleanTables
 from transforms.layout import RawLayout
 
 TAGS = {"a": ["jazz"], "b": ["rock"], "c": ["jazz", "rock"], "d": [], "new": ["folk", "jazz"]}
-PICKS = {"u3": ["a", "b"], "u1": ["c"]}
+PICKS = {"ehh3": ["a", "b"], "ehh1": ["c"]}
 
 # Cut-off 03-10 00:00, horizon 3 days, windows of 3 and 7 days; the data end with 03-20.
 EVENTS = [
-    ("u1", "a", "03-01 08:00"),  # outside both windows, in the history nevertheless
-    ("u1", "a", "03-08 08:00"),
-    ("u1", "b", "03-09 23:59"),
-    ("u1", "c", "03-10 00:00"),  # at the moment itself: known, and no label
-    ("u1", "a", "03-10 00:01"),
-    ("u1", "a", "03-11 09:00"),
-    ("u1", "new", "03-12 09:00"),  # nobody had it before the cut-off
-    ("u1", "b", "03-13 00:00"),  # the horizon's end is not part of it
-    ("u2", "d", "03-05 10:00"),
-    ("u2", "a", "03-14 10:00"),  # comes back when the horizon is over
-    ("u3", "a", "03-11 08:00"),  # a newcomer with picks: asked about at 12:00
-    ("u3", "b", "03-11 13:00"),
-    ("u4", "b", "03-12 08:00"),  # a newcomer without picks, twice by 12:00
-    ("u4", "c", "03-12 12:00"),
-    ("u4", "a", "03-13 10:00"),
-    ("u5", "a", "03-12 10:00"),  # new, and never seen again
-    ("u6", "a", "03-19 10:00"),  # new when no whole horizon is left
-    ("u6", "b", "03-20 10:00"),
-    *[("u7", "d", f"03-0{d} 1{h}:00") for d in (7, 8) for h in range(10)],
-    ("u7", "a", "03-12 10:00"),
+    ("ehh1", "a", "03-01 08:00"),  # outside both windows, in the history nevertheless
+    ("ehh1", "a", "03-08 08:00"),
+    ("ehh1", "b", "03-09 23:59"),
+    ("ehh1", "c", "03-10 00:00"),  # at the moment itself: known, and no label
+    ("ehh1", "a", "03-10 00:01"),
+    ("ehh1", "a", "03-11 09:00"),
+    ("ehh1", "new", "03-12 09:00"),  # nobody had it before the cut-off
+    ("ehh1", "b", "03-13 00:00"),  # the horizon's end is not part of it
+    ("ehh2", "d", "03-05 10:00"),
+    ("ehh2", "a", "03-14 10:00"),  # comes back when the horizon is over
+    ("ehh3", "a", "03-11 08:00"),  # a newcomer with picks: asked about at 12:00
+    ("ehh3", "b", "03-11 13:00"),
+    ("ehh4", "b", "03-12 08:00"),  # a newcomer without picks, twice by 12:00
+    ("ehh4", "c", "03-12 12:00"),
+    ("ehh4", "a", "03-13 10:00"),
+    ("ehh5", "a", "03-12 10:00"),  # new, and never seen again
+    ("ehh6", "a", "03-19 10:00"),  # new when no whole horizon is left
+    ("ehh6", "b", "03-20 10:00"),
+    *[("ehh7", "d", f"03-0{d} 1{h}:00") for d in (7, 8) for h in range(10)],
+    ("ehh7", "a", "03-12 10:00"),
 ]
 
 
@@ -72,7 +72,7 @@ def us(text: str) -> np.datetime64:
 def test_rows_are_returning_users_at_the_cut_off_and_newcomers_after_four_hours(
     cohort: Cohort,
 ) -> None:
-    assert cohort.user_id.tolist() == ["u1", "u3", "u4", "u7"]
+    assert cohort.user_id.tolist() == ["ehh1", "ehh3", "ehh4", "ehh7"]
     moments = ["03-10 00:00", "03-11 12:00", "03-12 12:00", "03-10 00:00"]
     assert cohort.moment.tolist() == [us(m) for m in moments]
     assert (cohort.cutoff, cohort.horizon_days) == (us("03-10 00:00"), 3)
@@ -82,12 +82,12 @@ def test_rows_are_returning_users_at_the_cut_off_and_newcomers_after_four_hours(
 def test_groups_are_those_of_the_definition(cohort: Cohort) -> None:
     members = {name: cohort.user_id[rows].tolist() for name, rows in cohort.groups.items()}
     assert members == {
-        "all": ["u1", "u3", "u4", "u7"],
-        "established": ["u7"],  # 20 events in the longest window
-        "cold": ["u1", "u3", "u4"],  # 3, 1 and 2 events
-        "newcomer": ["u3", "u4"],
-        "newcomer_onboarded": ["u3"],
-        "newcomer_skipped": ["u4"],
+        "all": ["ehh1", "ehh3", "ehh4", "ehh7"],
+        "established": ["ehh7"],  # 20 events in the longest window
+        "cold": ["ehh1", "ehh3", "ehh4"],  # 3, 1 and 2 events
+        "newcomer": ["ehh3", "ehh4"],
+        "newcomer_onboarded": ["ehh3"],
+        "newcomer_skipped": ["ehh4"],
     }
     assert cohort.n_events.tolist() == [3, 1, 2, 20]
 
@@ -103,7 +103,7 @@ def test_catalogue_holds_items_with_an_event_before_the_cut_off_and_counts_only_
 
 
 def test_history_sums_all_weights_up_to_and_including_the_moment(cohort: Cohort) -> None:
-    # Weights: a 1, b 2, d 4. u1's c at the cut-off is no item of the catalogue.
+    # Weights: a 1, b 2, d 4. ehh1's c at the cut-off is no item of the catalogue.
     assert cohort.history.toarray().tolist() == [[2, 2, 0], [1, 0, 0], [0, 2, 0], [0, 0, 80]]
 
 
@@ -143,7 +143,7 @@ def test_sequences_hold_the_newest_events_in_order(cohort: Cohort) -> None:
 
 
 def test_past_is_everybodys_events_before_the_cut_off(cohort: Cohort) -> None:
-    assert cohort.past_users.tolist() == ["u1", "u2", "u7"]
+    assert cohort.past_users.tolist() == ["ehh1", "ehh2", "ehh7"]
     assert cohort.past.toarray().tolist() == [[2, 2, 0], [0, 0, 4], [0, 0, 80]]
     assert cohort.sequences["item"].to_pylist() == [0, 0, 1, 2, *[2] * 20]
     assert max(cohort.sequences["ts"].to_pylist()) < at("03-10 00:00")
@@ -164,11 +164,11 @@ def test_raw_rows_know_profile_and_picks_and_the_newest_circumstances(cohort: Co
 
 def test_known_users_are_asked_about_whether_they_come_back_or_not(cohort: Cohort) -> None:
     known = cohort.known_users(horizon_days=5)
-    # u1's newest event before the cut-off, u2's and u7's lie within 7 days before it.
-    assert known.user_id.tolist() == ["u1", "u2", "u7"]
+    # ehh1's newest event before the cut-off, ehh2's and ehh7's lie within 7 days before it.
+    assert known.user_id.tolist() == ["ehh1", "ehh2", "ehh7"]
     assert set(known.moment.tolist()) == {us("03-10 00:00")}
     assert known.horizon_days == 5
-    # With five days u1's b of 03-13 is in, and u2 comes back on 03-14.
+    # With five days ehh1's b of 03-13 is in, and u2 comes back on 03-14.
     assert known.future_events.tolist() == [4, 1, 1]
 
 

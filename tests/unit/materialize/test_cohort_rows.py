@@ -13,12 +13,13 @@ from materialize.config import RepoSettings, load_settings
 from materialize.evaluate.cohort_build import build_cohort
 from materialize.evaluate.cohort_files import load_cohort
 from materialize.evaluate.moments import choose_rows, open_events
+from materialize.evaluate.split import training_users
 from materialize.features import build_features, current_modalities
 from tests.unit.materialize.feature_tables import DAY_US, dataset, write_clean
 from transforms.clean import CleanTables
 from transforms.layout import ACTIVITY, ONBOARDING, PROFILE
 
-ROWS = ["user_id", "us", "newcomer"]
+ROWS = ["user_id", "us", "newcomer", "training"]
 
 
 @pytest.fixture(scope="module")
@@ -37,22 +38,25 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> RepoSettings:
 
 
 def test_folded_in_rows_equal_the_materialised_ones_at_a_snapshot(settings: RepoSettings) -> None:
-    # The cut-off is a snapshot: what the batch made for it is what folding in must give, bit by
-    # bit, in every view.
+    # The cut-off and four days earlier are snapshots: what the batch made for them is what folding
+    # in must give, bit by bit, in every view.
     cohort = build_cohort(settings, population="known", progress=False)
     assert len(cohort) > 30
-    cutoff = int(cohort.cutoff.astype(np.int64))
+    moments = cohort.moment.astype(np.int64).tolist()
+    assert len(set(moments)) == 2
     for view in (ACTIVITY, PROFILE, ONBOARDING):
         stored = pq.read_table(settings.features_dir / view)
         names = [n for n in cohort.raw.column_names if n.startswith(f"{view}__")]
         assert names
-        newest: dict[str, dict[str, object]] = {}
+        newest: dict[tuple[str, int], dict[str, object]] = {}
         for row in sorted(stored.to_pylist(), key=lambda r: r["event_timestamp"]):
-            if row["event_timestamp"].timestamp() * 1e6 <= cutoff:
-                newest[row["user_id"]] = row
+            for moment in set(moments):
+                if row["event_timestamp"].timestamp() * 1e6 <= moment:
+                    newest[row["user_id"], moment] = row
         for name in names:
             field = name.removeprefix(f"{view}__")
-            expected = [newest.get(user, {}).get(field) for user in cohort.user_id]
+            asked = zip(cohort.user_id, moments, strict=True)
+            expected = [newest.get(one, {}).get(field) for one in asked]
             # As text, because a missing number is NaN, which equals nothing.
             assert repr(cohort.raw[name].to_pylist()) == repr(expected), name
 
@@ -116,15 +120,31 @@ def test_active_days_give_up_to_three_rows_a_user_after_an_earlier_active_day(
     settings: RepoSettings,
 ) -> None:
     rows = _rows(settings, 1000, label_times="active_days")
-    per_user = {user: [us for u, us, _ in rows if u == user] for user, *_ in rows}
+    per_user = {
+        user: [us for u, us, new, _ in rows if u == user and not new] for user, *_ in rows
+    }
     assert max(map(len, per_user.values())) == 3
-    cutoff = round(settings.dataset.evaluation.cutoff.timestamp()) * 1_000_000
-    assert all(us >= cutoff and us % DAY_US == 0 for _, us, new in rows if not new)
+    assert all(us % DAY_US == 0 for _, us, new, _ in rows if not new)
+
+
+@pytest.mark.parametrize("label_times", ["cutoff", "active_days"])
+def test_what_is_fitted_on_ends_where_what_is_judged_begins(
+    settings: RepoSettings, label_times: str
+) -> None:
+    rows = _rows(settings, 1000, label_times=label_times)
+    evaluation = settings.dataset.evaluation
+    cutoff = round(evaluation.cutoff.timestamp()) * 1_000_000
+    fitted = {us for _, us, _, training in rows if training}
+    judged = {us for _, us, _, training in rows if not training}
+    assert max(fitted) + evaluation.horizon_days * DAY_US == cutoff
+    assert min(judged) == cutoff
+    users = np.array([user for user, *_ in rows])
+    assert [training for *_, training in rows] == training_users(users).tolist()
 
 
 def _rows(
     settings: RepoSettings, max_rows: int, label_times: str = "cutoff"
-) -> list[tuple[str, int, bool]]:
+) -> list[tuple[str, int, bool, bool]]:
     clean = CleanTables(settings.data_dir)
     with open_events(settings.dataset, clean, memory_limit_mb=256, seed=0) as db:
         table = choose_rows(db, label_times, "returning", max_rows)

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from encoder.errors import DataFault
-from materialize.evaluate.labels import Labels, build_labels, training_users
+from materialize.evaluate.labels import Labels, build_labels
+from materialize.evaluate.split import training_users
 from transforms.clean import CleanTables
 from transforms.dataset import Dataset
 

@@ -43,8 +43,15 @@ def test_cohort_without_a_leak_passes_with_a_control_at_chance(world: TinyCohort
 
 def test_moment_before_the_cut_off_is_refused(world: TinyCohort) -> None:
     moment = world.cohort.moment.copy()
-    moment[5] = CUTOFF - HOUR
-    refused(world, r"1 label time\(s\) lie before the cut-off", moment=moment)
+    moment[np.flatnonzero(~world.cohort.training)[5]] = CUTOFF - HOUR
+    refused(world, r"1 label time\(s\) of test users lie before the cut-off", moment=moment)
+
+
+def test_labels_to_fit_on_that_reach_into_the_judged_time_are_refused(world: TinyCohort) -> None:
+    moment = world.cohort.moment.copy()
+    last = moment[world.cohort.training].max()
+    moment[np.flatnonzero(world.cohort.training & (moment == last))[0]] = CUTOFF - 7 * DAY + HOUR
+    refused(world, r"1 row\(s\) to fit on have labels from after the cut-off", moment=moment)
 
 
 def test_horizon_beyond_the_end_of_the_data_is_refused(world: TinyCohort) -> None:
@@ -67,7 +74,7 @@ def test_user_on_both_sides_is_refused(world: TinyCohort) -> None:
     training = world.cohort.training.copy()
     names = world.cohort.user_id.astype(str)
     _, first, count = np.unique(names, return_index=True, return_counts=True)
-    training[first[count == 2][0]] ^= True
+    training[first[(count == 2) & ~training[first]][0]] = True
     refused(world, r"1 user\(s\) are in training and test", training=training)
 
 
@@ -108,7 +115,8 @@ def test_interactions_to_fit_on_that_hold_later_ones_are_refused(world: TinyCoho
     cohort = world.cohort
     # Among the past of an established user, one item that the user met after the moment only.
     unseen = cohort.future.toarray() & (cohort.history.toarray() == 0)
-    row = int(np.flatnonzero(unseen.any(axis=1) & cohort.groups["established"])[0])
+    judged = ~cohort.training & cohort.groups["established"]
+    row = int(np.flatnonzero(unseen.any(axis=1) & judged)[0])
     user = int(np.flatnonzero(cohort.past_users == cohort.user_id[row])[0])
     past = cohort.past.toarray()
     past[user, np.flatnonzero(unseen[row])[0]] = 1

@@ -10,8 +10,9 @@ from scipy.stats import ortho_group
 from encoder.alignment import orthogonal_map
 from encoder.errors import DataFault
 from encoder.metrics import auc_macro
-from materialize.evaluate.labels import Labels, training_users
+from materialize.evaluate.labels import Labels
 from materialize.evaluate.old_head import OldHeadReport, judge_old_head
+from materialize.evaluate.split import training_users
 
 Float32 = npt.NDArray[np.float32]
 DIM = 8

@@ -10,9 +10,10 @@ import pytest
 from encoder.errors import EvaluationFault
 from materialize.evaluate import probe as probe_module
 from materialize.evaluate.checks import check_no_leak
-from materialize.evaluate.labels import Labels, training_users
+from materialize.evaluate.labels import Labels
 from materialize.evaluate.probe import run_probe
 from materialize.evaluate.probe_results import ProbeReport
+from materialize.evaluate.split import training_users
 
 CUTOFF = np.datetime64("2024-03-10", "us")
 TARGETS = ("jazz", "rock", "folk", "soul")
@@ -106,8 +107,9 @@ def test_missingness_that_tells_the_label_is_used() -> None:
 def test_labels_before_the_cutoff_are_refused() -> None:
     labels, embedding, raw, as_of = planted()
     early = labels.event_timestamp.copy()
-    early[4] = CUTOFF - 1
-    with pytest.raises(EvaluationFault, match=r"1 label time\(s\) lie before .* user .*2"):
+    test = np.flatnonzero(~training_users(labels.user_id))[4]
+    early[test] = CUTOFF - 1
+    with pytest.raises(EvaluationFault, match=r"1 label time\(s\) of test .* user .*9\)? at"):
         run_probe(
             dataclasses.replace(labels, event_timestamp=early), embedding, raw, as_of=as_of - 1
         )

@@ -20,7 +20,7 @@ from encoder.bridge import BridgeArtifact, BridgeStore
 from encoder.errors import ArtifactError, DataFault, LedgerConflict, SpaceMismatch
 from materialize.bridges import serve_bridge
 from materialize.embedding_rows import embedding_schema
-from materialize.evaluate.labels import training_users
+from materialize.evaluate.split import training_users
 from materialize.ledger import Space
 from materialize.stability import (
     StabilityReport,
