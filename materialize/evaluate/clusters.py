@@ -45,7 +45,7 @@ NEIGHBOURS = 50
 
 _RETRIEVED = 10
 _QUERIES = 2_500
-"""Users of each group who are judged; all users of the cohort are candidates."""
+"""Users of each group who are judged; all test users of the cohort are candidates."""
 _LEAST_CONSUMED = 3
 """Tags consumed after the moment below which nothing is said of a user's taste."""
 _RANDOM_DIM = 16
@@ -82,8 +82,8 @@ class _Setting:
 class ClustersTask:
     """Judges a representation by who stands near whom in it; nothing is fitted.
 
-    One row a user is taken, its first. For up to 2,500 users of each group (by the hash of the id)
-    the 50 nearest other users by cosine are found among all users of the cohort, exactly.
+    One row a test user is taken, its first. For up to 2,500 users of each group (by the hash of the
+    id) the 50 nearest other users by cosine are found among all test users, exactly.
 
     ``ndcg@50_<what>`` (the paper's intrinsic clustering task): nDCG@50 of these neighbours, each of
     which gains what it shares with the user, against the best 50 that there are. What is shared:
@@ -115,7 +115,7 @@ class ClustersTask:
 
     def unavailable(self, cohort: Cohort) -> str | None:
         """Return why there is nothing that users could share, or None."""
-        if likenesses(cohort, np.arange(len(cohort))):
+        if likenesses(cohort, _first_rows(cohort)):
             return None
         return (
             "No user has three tagged consumptions after the moment, a profile, a context column "
@@ -212,9 +212,15 @@ def retrieved_items(
     return items
 
 
+def _first_rows(cohort: Cohort) -> Int64:
+    """Return each test user's first row: what training users do next, an encoder may have seen."""
+    judged = np.flatnonzero(~cohort.training)
+    _, first = np.unique(cohort.user_id[judged].astype(str), return_index=True)
+    return judged[first]
+
+
 def _setting(cohort: Cohort, seed: int, n_resamples: int) -> _Setting:
-    _, first = np.unique(cohort.user_id.astype(str), return_index=True)
-    rows = np.random.default_rng(seed).permutation(first)
+    rows = np.random.default_rng(seed).permutation(_first_rows(cohort))
     everybody = user_draws(cohort.user_id[rows], n_resamples)
     by_hash = np.argsort(everybody.keys[everybody.owner])
     members = {name: mask[rows] for name, mask in cohort.groups.items()}

@@ -134,10 +134,8 @@ class RankingTask:
     EASE, SASRec) are fitted on events before the cut-off and fold the row's history in. Of a judged
     user all of them know the events up to the moment. Of an item all of them know what
     ``models.priors.ItemPrior`` says: how often it was consumed before the cut-off, and by how many
-    *training users within the horizon*, which for many rows is after the moment. Heads could not
-    help learning the latter from their labels, so that it is given to every model, ``popularity``
-    among them. Figures of two models compare; where items live for hours (news) their level is
-    higher than what a system reaches that must rank before others have consumed.
+    training users within their horizons, which end by the cut-off. Heads could not help learning
+    the latter from their labels, so that it is given to every model, ``popularity`` among them.
     """
 
     name = "ranking"

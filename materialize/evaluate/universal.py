@@ -138,7 +138,8 @@ class UniversalTask:
 
     The network, its training, the figures and their weights are the challenge's
     (``encoder.universal_probe``, ``encoder.propensity``; https://github.com/Synerise/recsys2025,
-    ``training_pipeline``). One row a user who is known at the cut-off, at the cut-off:
+    ``training_pipeline``). One row a user who is known at the cut-off (training users: a horizon
+    earlier), at that moment:
 
     - ``churn_auroc``: no event within the horizon.
     - ``category_*`` and ``item_*``: which of the 100 categories (tags), and of the 100 items, that
@@ -148,9 +149,8 @@ class UniversalTask:
 
     Where our data force a difference:
 
-    - Training and judged *users* differ (60 % and 40 %); the challenge judges the same users in the
-      14 days after the training targets' 14. Horizons are too short for two, and a user must not
-      stand on both sides.
+    - Training and judged *users* differ (60 % and 40 %): a user must not stand on both sides. The
+      judged users' horizon follows the training users', as in the challenge.
     - The horizon is 14 days where they fit between cut-off and the end of the data, else the data
       set's own.
     - Thousands of users instead of a million, so that an epoch is as many passes as make 50 steps,
