@@ -17,7 +17,12 @@ import numpy as np
 from tqdm import tqdm
 
 from encoder.errors import EvaluationFault
-from materialize.evaluate.summary import summarise, write_summary
+from materialize.evaluate.summary import (
+    read_summary,
+    summarise,
+    with_earlier_tasks,
+    write_summary,
+)
 from materialize.evaluate.task import MAX_ROWS, RESAMPLES, SEEDS, Progress, Task
 from materialize.evaluate.tasks import TASKS, load_task
 from materialize.evaluate.units import Unit, read_unit, write_unit
@@ -119,7 +124,8 @@ def evaluate(
     encoder : EncoderArtifact
     folder : Path
         Takes a folder for this encoder, cohort and these settings, with a file for each finished
-        (task, seed) and, when all are there, ``summary.json``.
+        (task, seed) and, when all are there, ``summary.json``; it keeps what an earlier run into
+        the same folder found in tasks that are not run now.
     tasks : sequence of str, optional
         Default: all that the installed extras and the data allow; the others are told in the
         summary with their reason.
@@ -185,7 +191,7 @@ def evaluate(
         },
         left_out=left_out,
     )
-    write_summary(wanted, summary)
+    write_summary(wanted, with_earlier_tasks(summary, read_summary(wanted)))
     _log.info(
         "evaluated encoder %s on %s: %d units, %d measured now, in %s",
         encoder.encoder_version,

@@ -15,7 +15,13 @@ from materialize.evaluate.measurement import EMBEDDING, Measurement
 from materialize.evaluate.statistics import compare_all, over_seeds
 from materialize.evaluate.units import Unit
 
-__all__ = ["SUMMARY_FILE", "read_summary", "summarise", "write_summary"]
+__all__ = [
+    "SUMMARY_FILE",
+    "read_summary",
+    "summarise",
+    "with_earlier_tasks",
+    "write_summary",
+]
 
 SUMMARY_FILE = "summary.json"
 
@@ -84,6 +90,33 @@ def summarise(
     }
 
 
+def with_earlier_tasks(
+    summary: Mapping[str, Any], earlier: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return a summary with what an earlier one of the same key found in tasks not run now.
+
+    Parameters
+    ----------
+    summary : mapping
+        Of ``summarise``.
+    earlier : mapping or None
+        As ``summary``: the same encoder, cohort, models and resamples.
+    """
+    if earlier is None:
+        return dict(summary)
+    kept = {
+        name: task
+        for name, task in earlier["tasks"].items()
+        if "left_out" not in task and "left_out" in summary["tasks"].get(name, {"left_out": ""})
+    }
+    results = [one for one in earlier["results"] if one["task"] in kept]
+    return {
+        **summary,
+        "tasks": summary["tasks"] | kept,
+        "results": [*summary["results"], *results],
+    }
+
+
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> Path:
     """Write a summary under a name at which it appears whole.
 
@@ -107,12 +140,14 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     Parameters
     ----------
     folder : Path
-        ``run.space_folder(settings, space)``: one folder for each cohort and setting.
+        ``run.space_folder(settings, space)``: one folder for each cohort and setting; or one of
+        these.
     """
-    found = sorted(folder.glob(f"*/{SUMMARY_FILE}"), key=lambda path: path.stat().st_mtime_ns)
+    found = [*folder.glob(SUMMARY_FILE), *folder.glob(f"*/{SUMMARY_FILE}")]
     if not found:
         return None
-    content: dict[str, Any] = json.loads(found[-1].read_text(encoding="utf-8"))
+    newest = max(found, key=lambda path: path.stat().st_mtime_ns)
+    content: dict[str, Any] = json.loads(newest.read_text(encoding="utf-8"))
     return content
 
 

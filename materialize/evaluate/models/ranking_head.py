@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +13,7 @@ from torch import nn
 from encoder.errors import EvaluationFault
 from materialize.evaluate.models.base import FullRanker, UserModel
 from materialize.evaluate.models.calibrated_ranking import choose_personal
+from materialize.evaluate.models.early_stopping import fit_until_worse
 from materialize.evaluate.models.head import frozen
 from materialize.evaluate.models.item_side import item_features
 from materialize.evaluate.models.two_tower import ItemTower, TowerSettings, held_out
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from materialize.evaluate.cohort import Cohort
 
 __all__ = ["RankingHead", "als_vectors", "coles", "embedding", "mean_vectors", "raw_inputs"]
-
-logger = logging.getLogger(__name__)
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -170,30 +167,27 @@ def _fit(
         return -((own * log_share).sum(dim=1) / own.sum(dim=1)).mean()
 
     fit, check = np.flatnonzero(~held), np.flatnonzero(held)
-    best, kept, worse = np.inf, copy.deepcopy(network.state_dict()), 0
-    for epoch in range(settings.max_epochs):
+
+    def train() -> None:
         order = rng.permutation(fit)
         for start in range(0, len(order), _ROWS):
             optimiser.zero_grad()
             loss_of(order[start : start + _ROWS]).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-        with torch.inference_mode():
-            parts = [check[start : start + _ROWS] for start in range(0, len(check), _ROWS)]
-            found = sum(float(loss_of(part)) * len(part) for part in parts) / len(check)
-        logger.debug("weight decay %g, epoch %d: %.5f", weight_decay, epoch, found)
-        if not np.isfinite(found):
-            raise FloatingPointError(
-                f"The held-out loss of a ranking head is {found} after epoch {epoch + 1} at weight "
-                f"decay {weight_decay}."
-            )
-        if found < best:
-            best, kept, worse = found, copy.deepcopy(network.state_dict()), 0
-        else:
-            worse += 1
-            if worse > settings.patience:
-                break
-    network.load_state_dict(kept)
-    return best
+
+    @torch.inference_mode()
+    def held_out_loss() -> float:
+        parts = [check[start : start + _ROWS] for start in range(0, len(check), _ROWS)]
+        return sum(float(loss_of(part)) * len(part) for part in parts) / len(check)
+
+    return fit_until_worse(
+        network,
+        train,
+        held_out_loss,
+        max_epochs=settings.max_epochs,
+        patience=settings.patience,
+        what=f"a ranking head at weight decay {weight_decay}",
+    )
 
 
 def _head(name: str) -> FullRanker:

@@ -70,7 +70,7 @@ class SasRecSettings:
     n_items: int = 20_000
     negatives: int = 256
     events: int = 2_000_000
-    batch: int = 128
+    batch: int = 32
     learning_rate: float = 3e-3
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +13,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from materialize.evaluate.models.base import Pairs, check_pairs
+from materialize.evaluate.models.early_stopping import fit_until_worse
 from materialize.evaluate.models.priors import FittedPrior
 
 if TYPE_CHECKING:
@@ -30,8 +29,6 @@ __all__ = [
     "held_out",
     "score_network",
 ]
-
-logger = logging.getLogger(__name__)
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -277,28 +274,23 @@ def _fit(
     )
     rng = np.random.default_rng(seed)
     batch_rows = max(1, round(settings.batch_pairs * len(fit.rows) / len(fit.y)))
-    best, kept, worse = np.inf, copy.deepcopy(network.state_dict()), 0
-    for epoch in range(settings.max_epochs):
+
+    def train() -> None:
         network.train()
         for part in fit.parts(batch_rows, rng.permutation(len(fit.rows))):
             optimiser.zero_grad()
             loss = fit.loss(network, part) / len(part[2])
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-        found = _held_out_loss(network, check, batch_rows)
-        logger.debug("weight decay %g, epoch %d: %.5f", weight_decay, epoch, found)
-        if not np.isfinite(found):
-            raise FloatingPointError(
-                f"The held-out loss of a network of pairs is {found} after epoch {epoch + 1} at "
-                f"weight decay {weight_decay}."
-            )
-        if found < best:
-            best, kept, worse = found, copy.deepcopy(network.state_dict()), 0
-        else:
-            worse += 1
-            if worse > settings.patience:
-                break
-    network.load_state_dict(kept)
+
+    best = fit_until_worse(
+        network,
+        train,
+        lambda: _held_out_loss(network, check, batch_rows),
+        max_epochs=settings.max_epochs,
+        patience=settings.patience,
+        what=f"a network of pairs at weight decay {weight_decay}",
+    )
     network.eval()
     return best, network
 

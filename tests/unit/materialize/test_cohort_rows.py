@@ -120,9 +120,7 @@ def test_active_days_give_up_to_three_rows_a_user_after_an_earlier_active_day(
     settings: RepoSettings,
 ) -> None:
     rows = _rows(settings, 1000, label_times="active_days")
-    per_user = {
-        user: [us for u, us, new, _ in rows if u == user and not new] for user, *_ in rows
-    }
+    per_user = {user: [us for u, us, new, _ in rows if u == user and not new] for user, *_ in rows}
     assert max(map(len, per_user.values())) == 3
     assert all(us % DAY_US == 0 for _, us, new, _ in rows if not new)
 

@@ -15,7 +15,7 @@ from encoder.resampling import mean_replicates, user_draws
 from materialize.evaluate.cohort import Cohort
 from materialize.evaluate.measurement import EMBEDDING, Measurement
 from materialize.evaluate.run import chosen_tasks, measure_units
-from materialize.evaluate.summary import summarise
+from materialize.evaluate.summary import summarise, with_earlier_tasks
 from materialize.evaluate.task import Progress
 from materialize.evaluate.tasks import TASKS, TaskEntry
 from materialize.evaluate.units import Unit, read_unit, unit_path, write_unit
@@ -163,3 +163,19 @@ def test_tasks_whose_extra_is_missing_are_left_out_unless_asked_for(
         chosen_tasks(["other"])
     with pytest.raises(ValueError, match=r"Unknown task 'cluster'\. Known: other, probe"):
         chosen_tasks(["cluster"])
+
+
+def test_summary_keeps_the_tasks_of_an_earlier_run(tmp_path: Path) -> None:
+    units, _ = run(tmp_path, [Spread("first"), Spread("second")])
+    both = summarise(units, {})
+    first, second = (
+        summarise([u for u in units if u.task == name], {}, left_out={other: "not asked for"})
+        for name, other in (("first", "second"), ("second", "first"))
+    )
+    kept = with_earlier_tasks(second, first)
+    assert kept["tasks"] == both["tasks"]
+    by_task = sorted(kept["results"], key=lambda one: str(one["task"]))
+    assert by_task == both["results"]
+    # A task that runs again replaces what it had found.
+    assert with_earlier_tasks(first, kept)["results"] == both["results"]
+    assert with_earlier_tasks(first, None) == first
