@@ -21,7 +21,7 @@ from materialize.features import current_modalities
 from materialize.study.fit import Unit
 from materialize.study.rows import StudyRows
 from materialize.study.studies import Study, find_study
-from materialize.study.variant import Variant
+from materialize.study.variant import DEFAULT, Variant
 from materialize.train import training_config
 from materialize.training_rows import raw_schema
 from transforms.clean import CleanTables
@@ -89,7 +89,7 @@ class StudyPlan:
     config : TrainingConfig
         Of the default variant.
     folder : Path
-        Takes what is found; the same data and settings have the same folder.
+        Takes what is found, but of the default; the same data and settings have the same folder.
     left_out : mapping of str to str
         Variant -> why these data cannot train it.
     """
@@ -104,7 +104,7 @@ class StudyPlan:
 
     def unit_folder(self, unit: Unit) -> Path:
         """Return where a unit's results lie: one folder for all seeds of a variant."""
-        return self.folder / unit.variant.name
+        return self._variant_folder(unit.variant)
 
     def facts_path(self, unit: Unit) -> Path:
         """Return the file that tells of a unit's training."""
@@ -121,9 +121,17 @@ class StudyPlan:
         """Return the judged units of a variant, also those of other calls, ordered by seed."""
         seeds = sorted(
             int(path.stem.removeprefix("training-"))
-            for path in (self.folder / variant.name).glob("training-*.json")
+            for path in self._variant_folder(variant).glob("training-*.json")
         )
         return [Unit(variant, seed) for seed in seeds]
+
+    @property
+    def shared_folder(self) -> Path:
+        """Return where the default's results lie: every study of these data compares with it."""
+        return self.folder.parent.parent / DEFAULT / self.folder.name
+
+    def _variant_folder(self, variant: Variant) -> Path:
+        return (self.shared_folder if variant.name == DEFAULT else self.folder) / variant.name
 
     def judged_by(self, unit: Unit) -> list[str]:
         """Return the tasks that a unit was judged by, also in other calls."""
@@ -161,12 +169,14 @@ class StudyPlan:
     def seconds_per_unit(self, n_rows: int) -> float:
         """Return about how long a unit takes here.
 
-        From finished units of this study, whatever their settings; where there is none, from the
-        multiplications of the training and the speed of this machine, judging left out.
+        From finished units of this study and of the default, whatever their settings; where there
+        is none, from the multiplications of the training and the speed of this machine, judging
+        left out.
         """
         known = [
             json.loads(path.read_text(encoding="utf-8"))["unit_seconds"]
-            for path in self.folder.parent.glob("*/*/training-*.json")
+            for folder in (self.folder.parent, self.shared_folder.parent)
+            for path in folder.glob("*/*/training-*.json")
         ]
         if known:
             return float(np.median(known))

@@ -73,7 +73,8 @@ def run_study(
     entry and no artifact is made: an encoder is dropped when it has been judged.
     """
     if not resume:
-        shutil.rmtree(plan.folder, ignore_errors=True)
+        for folder in (plan.folder, plan.shared_folder):
+            shutil.rmtree(folder, ignore_errors=True)
     judging = plan.judging
     cohort = build_cohort(settings, max_rows=judging.max_rows, progress=progress)
     tasks = [_runnable(name, settings, cohort) for name in judging.tasks]

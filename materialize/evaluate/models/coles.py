@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from materialize.evaluate.models.fits import Fit, shared_fit
+from materialize.evaluate.models.fits import Fit, past_fingerprint, shared_fit
 from materialize.evaluate.models.sequences import Sequences, of_past, of_rows, vocabulary
 
 if TYPE_CHECKING:
@@ -75,8 +75,8 @@ class ColesVectors:
     events alike states, and those of other users other ones. An event is its item, the item's
     clusters in each modality, and the logarithm of the days since the event before.
 
-    One fit serves all tasks and seeds of a cohort: it takes most of a minute. The head that reads
-    the vectors is fitted for each seed. A row without events has zeros.
+    One fit serves all tasks and seeds: it takes most of a minute. The head that reads the vectors
+    is fitted for each seed. A row without events has zeros.
 
     References
     ----------
@@ -107,32 +107,46 @@ class ColesVectors:
 
 
 def fit_coles(cohort: Cohort, settings: ColesSettings, seed: int) -> Fit:
-    """Return ``vectors`` float32 (n_rows, width) of a network trained on the past."""
+    """Return ``vectors`` float32 (n_rows, width) of a network trained on the past.
+
+    The network is shared by all cohorts that have this past.
+    """
     import torch
-    from ptls.frames.coles import CoLESModule
-    from ptls.nn import RnnSeqEncoder, TrxEncoder
 
     columns = _item_columns(cohort, settings)
-    sizes = {name: int(values.max()) + 1 for name, values in columns.items()}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        encoder = RnnSeqEncoder(
-            trx_encoder=TrxEncoder(
-                embeddings={
-                    name: {
-                        "in": size,
-                        "out": settings.item_width if name == _ITEM else settings.cluster_width,
-                    }
-                    for name, size in sizes.items()
-                },
-                numeric_values={_GAP: "identity"},
-            ),
-            hidden_size=settings.width,
-            type="gru",
-        )
-        module = CoLESModule(seq_encoder=encoder)
-        _train(module, _batches(of_past(cohort), columns, settings, seed), settings)
+
+    def trained() -> Fit:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            encoder = _network(columns, settings)
+            _train(encoder, _batches(of_past(cohort), columns, settings, seed), settings)
+        return {name: values.numpy() for name, values in encoder.state_dict().items()}
+
+    state = shared_fit(past_fingerprint(cohort), f"coles network {settings}", seed, trained)
+    encoder = _network(columns, settings)
+    encoder.load_state_dict({name: torch.from_numpy(values) for name, values in state.items()})
+    encoder.eval()
     return {"vectors": _states(encoder, of_rows(cohort), columns, settings)}
+
+
+def _network(columns: dict[str, Int64], settings: ColesSettings) -> Any:
+    """Return the library's encoder of sequences, untrained."""
+    from ptls.nn import RnnSeqEncoder, TrxEncoder
+
+    return RnnSeqEncoder(
+        trx_encoder=TrxEncoder(
+            embeddings={
+                name: {
+                    "in": int(values.max()) + 1,
+                    "out": settings.item_width if name == _ITEM else settings.cluster_width,
+                }
+                for name, values in columns.items()
+            },
+            numeric_values={_GAP: "identity"},
+        ),
+        hidden_size=settings.width,
+        type="gru",
+    )
 
 
 def _item_columns(cohort: Cohort, settings: ColesSettings) -> dict[str, Int64]:
@@ -188,11 +202,13 @@ def _padded(events: Sequences, columns: dict[str, Int64], start: Int64, size: In
 
 
 def _train(
-    module: Any, batches: Iterator[tuple[Any, torch.Tensor]], settings: ColesSettings
+    encoder: Any, batches: Iterator[tuple[Any, torch.Tensor]], settings: ColesSettings
 ) -> None:
     """Train in place: the library's network, slices' loss and hard negatives, a plain loop."""
     import torch
+    from ptls.frames.coles import CoLESModule
 
+    module = CoLESModule(seq_encoder=encoder)
     optimiser = torch.optim.Adam(module.parameters(), lr=settings.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, settings.learning_rate, total_steps=settings.steps + 1
@@ -209,7 +225,6 @@ def _train(
         schedule.step()
         if step % 50 == 0:
             logger.debug("CoLES step %d: loss %.4f", step + 1, loss.item())
-    module.eval()
 
 
 def _states(

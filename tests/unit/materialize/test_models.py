@@ -34,7 +34,7 @@ from tests.cohorts import TinyCohort, tiny_cohort
 LEARNED = [name for name in models_for("pairs") if name != "popularity"]
 RANKERS = [name for name in models_for("ranking") if name != "popularity"]
 SHORT = {
-    "sasrec": SasRecSettings(width=32, events=120_000, negatives=60),
+    "sasrec": SasRecSettings(width=32, events=120_000, negatives=60, batch=128),
     "coles": ColesSettings(width=32, steps=60, users=32),
 }
 """What is planted here is found in seconds."""
@@ -232,6 +232,16 @@ def test_rows_without_history_get_zeros_from_coles_and_popularity_from_sasrec() 
     scores = ranker.scores(np.array([0, 5]))
     np.testing.assert_array_equal(scores[0], scores[1])
     assert np.corrcoef(scores[0], np.log(nobody.catalogue.popularity))[0, 1] > 0.5
+
+
+def test_cohorts_of_the_same_past_share_the_network_of_coles(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tiny = planted()
+    first = ColesVectors().vectors(tiny.cohort, tiny.encoder, 0)
+    monkeypatch.setattr("materialize.evaluate.models.coles._train", None)  # would fail
+    again = ColesVectors().vectors(replace(tiny.cohort, fingerprint="known"), tiny.encoder, 0)
+    np.testing.assert_array_equal(first, again)
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
