@@ -253,7 +253,11 @@ def _put_together(
     genres = tuple(GENRES[k % len(GENRES)] + ("" if k < len(GENRES) else f" {k}")
                    for k in range(n_segments))  # fmt: skip
     kinds = np.eye(n_segments, dtype=np.float32)[item_segment]
-    counted = np.bincount(item[past], minlength=n_items).astype(np.float64)
+    n_days = int(_CUT // _DAY - us[past].min() // _DAY)
+    day = us[past] // _DAY - _CUT // _DAY + n_days
+    ones = np.ones(int(past.sum()))
+    daily = sparse.csr_array((ones, (day, item[past])), shape=(n_days, n_items))
+    counted = np.asarray(daily.sum(axis=0))
     if not counted.all():
         raise ValueError("Some item has no event before the cut-off. Ask for more users.")
     by_events = np.argsort(-(counted @ kinds), kind="stable")
@@ -302,7 +306,7 @@ def _put_together(
         future_outside=np.zeros(n_rows, np.int64),
         catalogue=Catalogue(
             item_ids=encoders.item_ids,
-            popularity=counted,
+            daily=daily,
             tags=tuple((genres[k],) for k in item_segment),
             vectors={m.name: m.vectors for m in encoders.modalities},
             clusters={m.name: m.cluster_of for m in encoders.modalities},

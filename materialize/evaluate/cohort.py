@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -44,8 +45,8 @@ class Catalogue:
     Attributes
     ----------
     item_ids : pyarrow int64 or string array (n_items,)
-    popularity : float64 (n_items,)
-        Events of all users before the cut-off, and only those; at least 1.
+    daily : csr_array float64 (n_days, n_items)
+        Events of all users by UTC day; the last line is the day before the cut-off.
     tags : tuple of tuples of str (n_items,)
         () for an item without any.
     vectors : mapping of str to float32 (n_items, dim)
@@ -55,7 +56,7 @@ class Catalogue:
     """
 
     item_ids: pa.Array
-    popularity: npt.NDArray[np.float64]
+    daily: sparse.csr_array
     tags: tuple[tuple[str, ...], ...]
     vectors: Mapping[str, Float32]
     clusters: Mapping[str, npt.NDArray[np.int32]]
@@ -63,6 +64,11 @@ class Catalogue:
     def __len__(self) -> int:
         """Return the number of items."""
         return len(self.item_ids)
+
+    @cached_property
+    def popularity(self) -> npt.NDArray[np.float64]:
+        """Events of all users before the cut-off, at least 1; float64 (n_items,)."""
+        return np.asarray(self.daily.sum(axis=0), np.float64)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from scipy import sparse
 
 from encoder.columns import batch_from_arrow
 from encoder.errors import DataFault
@@ -22,7 +23,7 @@ from encoder.preprocessing import Preprocessor, RowSummary
 from encoder.schema import FeatureSchema
 from materialize.config import RepoSettings
 from materialize.evaluate.cohort import Catalogue, Cohort
-from materialize.evaluate.cohort_events import CohortEvents, item_counts, read_past
+from materialize.evaluate.cohort_events import CohortEvents, daily_counts, read_past
 from materialize.evaluate.cohort_files import load_cohort, save_cohort
 from materialize.evaluate.item_kinds import item_kinds
 from materialize.evaluate.moments import Population, choose_rows, open_events
@@ -34,7 +35,7 @@ __all__ = ["build_cohort"]
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 3
+_FORMAT = 4
 _ESTABLISHED_FROM, _COLD_UP_TO = 20, 10
 _ROWS = 4096
 
@@ -158,7 +159,8 @@ class _Builder:
                     f"{population!r}: no user has events both before and after a moment. "
                     "Choose another cut-off."
                 )
-            popularity = item_counts(db, self.encoders)
+            daily = daily_counts(db, self.encoders)
+            popularity = np.asarray(daily.sum(axis=0), np.float64)
             known = np.flatnonzero(popularity > 0)
             kinds = item_kinds(db, self.settings.dataset, self.clean, self.encoders, popularity)
             events = CohortEvents(db, rows, self.encoders, self.layout, progress=self.progress)
@@ -198,7 +200,7 @@ class _Builder:
             future_outside=found.future_outside,
             catalogue=Catalogue(
                 item_ids=self.encoders.item_ids.take(pa.array(known)),
-                popularity=popularity[known],
+                daily=sparse.csr_array(daily[:, known]),
                 tags=kinds.tags,
                 vectors={m.name: m.vectors[known] for m in self.encoders.modalities},
                 clusters={m.name: m.cluster_of[known] for m in self.encoders.modalities},

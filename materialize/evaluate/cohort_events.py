@@ -25,7 +25,7 @@ from transforms.stream.rows import activity_rows
 from transforms.stream.state import UserStates
 from transforms.tables import CREATED, EVENT_TIME, ViewTables, view_schema
 
-__all__ = ["CohortEvents", "Interactions", "Past", "item_counts", "read_past"]
+__all__ = ["CohortEvents", "Interactions", "Past", "daily_counts", "read_past"]
 
 Ints = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
@@ -59,25 +59,30 @@ class Past:
     sequences: pa.Table
 
 
-def item_counts(
-    db: duckdb.DuckDBPyConnection, encoders: ModalityEncoders
-) -> npt.NDArray[np.float64]:
-    """Return each item's events before the cut-off, float64 in the encoders' order.
+def daily_counts(db: duckdb.DuckDBPyConnection, encoders: ModalityEncoders) -> sparse.csr_array:
+    """Return each item's events by UTC day before the cut-off, float64 (n_days, n_all_items).
 
     Parameters
     ----------
     db : connection of ``moments.open_events``
     encoders : ModalityEncoders
-        Of all items that events name.
+        Of all items that events name; their order is that of the columns.
+
+    Notes
+    -----
+    The last line is the day before the cut-off, the first one the day of the first event. Held in
+    memory: a cell for each item and day with an event, whatever the number of users.
     """
     counted = arrow_table(
         db,
-        "SELECT item_id, count(*) AS n FROM every_event WHERE us < getvariable('cutoff') "
-        "GROUP BY item_id",
+        "SELECT item_id, getvariable('cutoff') // 86400000000 - day AS age, count(*) AS n "
+        "FROM every_event WHERE us < getvariable('cutoff') GROUP BY item_id, age",
     )
-    counts = np.zeros(len(encoders.item_ids), np.float64)
-    counts[encoders.index_of(counted["item_id"])] = counted["n"].to_numpy()
-    return counts
+    age = counted["age"].to_numpy()
+    item = encoders.index_of(counted["item_id"])
+    n_days = int(age.max())
+    cells = (counted["n"].to_numpy().astype(np.float64), (n_days - age, item))
+    return sparse.csr_array(cells, shape=(n_days, len(encoders.item_ids)))
 
 
 class CohortEvents:

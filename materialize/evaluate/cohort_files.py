@@ -25,6 +25,7 @@ from transforms.names import ITEM_KEY, USER_KEY
 __all__ = ["load_cohort", "save_cohort"]
 
 _MATRICES = ("history", "future", "history_tags", "future_tags", "past")
+_DAILY = "daily"
 _CSR = ("data", "indices", "indptr")
 _NUMBERS = ("training", "n_events", "future_events", "future_outside")
 _META, _ARRAYS = "cohort.json", "arrays.npz"
@@ -86,7 +87,7 @@ def load_cohort(folder: Path, encoders: ModalityEncoders) -> Cohort:
         groups={name: found[f"group {name}"] for name in meta["groups"]},
         profile={name: _texts(rows[f"profile {name}"]) for name in meta["profile"]},
         tag_names=tuple(meta["tag_names"]),
-        catalogue=_catalogue(items, encoders),
+        catalogue=_catalogue(items, _matrix(_DAILY, found), encoders),
         past_events=meta["past_events"],
         past_users=_ids(pq.read_table(folder / "past_users.parquet")[USER_KEY]),
         sequences=pq.read_table(folder / "sequences.parquet"),
@@ -106,15 +107,14 @@ def _write(cohort: Cohort, folder: Path) -> None:
     catalogue = cohort.catalogue
     items = {
         ITEM_KEY: catalogue.item_ids,
-        "popularity": catalogue.popularity,
         "tags": pa.array(catalogue.tags, pa.list_(pa.string())),
     }
     pq.write_table(pa.table(items), folder / "items.parquet")
     pq.write_table(pa.table({USER_KEY: cohort.past_users}), folder / "past_users.parquet")
     pq.write_table(cohort.sequences, folder / "sequences.parquet", compression="zstd")
     arrays: dict[str, npt.NDArray[Any]] = {name: getattr(cohort, name) for name in _NUMBERS}
-    for name in _MATRICES:
-        matrix = getattr(cohort, name)
+    matrices = {name: getattr(cohort, name) for name in _MATRICES} | {_DAILY: catalogue.daily}
+    for name, matrix in matrices.items():
         arrays |= {
             f"{name} {part}": getattr(matrix, part) for part in ("data", "indices", "indptr")
         }
@@ -145,12 +145,12 @@ def _write(cohort: Cohort, folder: Path) -> None:
     (folder / _META).write_text(json.dumps(meta), encoding="utf-8")
 
 
-def _catalogue(items: pa.Table, encoders: ModalityEncoders) -> Catalogue:
+def _catalogue(items: pa.Table, daily: sparse.csr_array, encoders: ModalityEncoders) -> Catalogue:
     ids = items[ITEM_KEY].combine_chunks()
     place = encoders.index_of(ids)
     return Catalogue(
         item_ids=ids,
-        popularity=items["popularity"].to_numpy(),
+        daily=daily,
         tags=tuple(map(tuple, items["tags"].to_pylist())),
         vectors={m.name: m.vectors[place] for m in encoders.modalities},
         clusters={m.name: m.cluster_of[place] for m in encoders.modalities},

@@ -133,9 +133,8 @@ class RankingTask:
     on the training users' futures, the representation frozen; recommenders (item neighbours, ALS,
     EASE, SASRec) are fitted on events before the cut-off and fold the row's history in. Of a judged
     user all of them know the events up to the moment. Of an item all of them know what
-    ``models.priors.ItemPrior`` says: how often it was consumed before the cut-off, and by how many
-    training users within their horizons, which end by the cut-off. Heads could not help learning
-    the latter from their labels, so that it is given to every model, ``popularity`` among them.
+    ``models.priors.ItemPrior`` says, ``popularity`` too: its share of all events before the row's
+    moment and of those of the last horizon before it, as far as the cut-off.
     """
 
     name = "ranking"

@@ -78,9 +78,10 @@ class CalibratedRanker:
         return logits.astype(np.float32)
 
     def full_parts(self, rows: Int64) -> tuple[Float32, Float32]:
-        """Return log odds of every item in two parts, both float32 (len(rows), n_items).
+        """Return log odds of every item in two parts: float32 (len(rows), n_items), to be added.
 
-        What the ranker's score says, and what the prior and the constant say.
+        What the ranker's score says, and what the prior and the constant say; the second may be
+        (1, n_items), the same for all rows.
         """
         score = np.array(self.ranker.scores(rows), np.float32)
         spread = score.std(axis=1, keepdims=True, dtype=np.float64)
@@ -89,7 +90,7 @@ class CalibratedRanker:
         slope = (self.weights[:-1] / self._scale).astype(np.float32)
         relative = _relative(score.astype(np.float64), mean, spread)
         personal = slope[0] * score + relative * (slope[1] + slope[4] * log_past)
-        prior = slope[2] * log_past + slope[3] * recent
+        prior = slope[2] * log_past + slope[3] * recent  # (1 or len(rows), n_items)
         constant = self.weights[-1] - float(self._mean @ (self.weights[:-1] / self._scale))
         return personal.astype(np.float32), (prior + constant).astype(np.float32)
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from materialize.evaluate.models.base import FullRanker, Pairs, check_pairs
 from materialize.evaluate.models.calibrated_ranking import CalibratedRanking
-from materialize.evaluate.models.priors import FittedPrior
+from materialize.evaluate.models.priors import FittedPrior, ItemPrior
 
 if TYPE_CHECKING:
     from encoder.artifact import EncoderArtifact
@@ -27,9 +27,9 @@ def ranking() -> FullRanker:
 
 
 class Popularity:
-    """Ranks items by the number of events before the cut-off.
+    """Ranks items by their share of the events before the row's moment.
 
-    State: ``log_popularity`` float64 (n_items,).
+    State: ``prior``. Nothing is learned.
     """
 
     name = "popularity"
@@ -37,13 +37,12 @@ class Popularity:
 
     def fit(self, cohort: Cohort, encoder: EncoderArtifact, seed: int) -> None:
         """Count; nothing is learned."""
-        self.log_popularity = np.log1p(cohort.catalogue.popularity)
+        self.prior = ItemPrior(cohort)
 
     def scores(self, rows: Int64) -> Float32:
-        """Return the same float32 row for everybody, (len(rows), n_items), read-only."""
-        return np.broadcast_to(
-            self.log_popularity.astype(np.float32), (len(rows), len(self.log_popularity))
-        )
+        """Return float32 (len(rows), n_items), the same for all test rows; read-only."""
+        share, _ = self.prior.full_features(rows)
+        return np.broadcast_to(share.astype(np.float32), (len(rows), share.shape[1]))
 
 
 class PopularityPairs:

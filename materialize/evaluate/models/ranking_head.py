@@ -16,6 +16,7 @@ from materialize.evaluate.models.calibrated_ranking import choose_personal
 from materialize.evaluate.models.early_stopping import fit_until_worse
 from materialize.evaluate.models.head import frozen
 from materialize.evaluate.models.item_side import item_features
+from materialize.evaluate.models.priors import ItemPrior
 from materialize.evaluate.models.two_tower import ItemTower, TowerSettings, held_out
 from materialize.evaluate.models.user_towers import LinearTower, standardise
 
@@ -49,8 +50,8 @@ class RankingHead:
 
     Notes
     -----
-    State: ``user_factors`` and ``item_factors``, whose last numbers are 1 and the item's bias and
-    prior. A second ``fit`` replaces them.
+    State: ``user_factors`` and ``item_factors``, whose last numbers are 1 and the item's bias, and
+    the prior's weights. A second ``fit`` replaces them.
     """
 
     task_specific = False
@@ -77,59 +78,49 @@ class RankingHead:
                 best = loss, network
         if best is None:
             raise ValueError("No weight decay given, at least one expected.")
-        users, items, prior = best[1].factors()
-
-        def parts(chosen: Int64) -> tuple[Float32, Float32]:
-            return users[chosen] @ items.T, prior
-
+        self._prior, (past, recent) = ItemPrior(cohort), best[1].prior.tolist()
+        self._prior_weights = past, recent
+        self.user_factors, self.item_factors = best[1].factors()
         held = rows[held_out(cohort.user_id[rows], seed)]
-        personal = choose_personal(cohort, held[:_CHOICE_ROWS], parts)
-        items *= personal
-        items[:, -1] += prior
-        self.user_factors, self.item_factors = users, items
+        self.item_factors *= choose_personal(cohort, held[:_CHOICE_ROWS], self._parts)
 
     def scores(self, rows: Int64) -> Float32:
         """Return float32 (len(rows), n_items)."""
-        scores: Float32 = self.user_factors[rows] @ self.item_factors.T
-        return scores
+        personal, prior = self._parts(rows)
+        personal += prior
+        return personal
+
+    def _parts(self, rows: Int64) -> tuple[Float32, Float32]:
+        whole, recent = self._prior.full_features(rows)
+        prior = self._prior_weights[0] * whole + self._prior_weights[1] * recent
+        return self.user_factors[rows] @ self.item_factors.T, prior.astype(np.float32)
 
 
 class _Network(nn.Module):
     """Both towers, and the prior's two weights."""
 
-    log_past: torch.Tensor
-    recent: torch.Tensor
-
     def __init__(self, cohort: Cohort, z: Float32, rows: Int64, factors: int, seed: int) -> None:
         super().__init__()
         future = cohort.future[rows]
-        recent = np.bincount(future.indices, minlength=future.shape[1]).astype(np.float32)
-        log_past = np.log1p(cohort.catalogue.popularity).astype(np.float32)
-        self.register_buffer("log_past", torch.from_numpy(log_past), persistent=False)
-        self.register_buffer("recent", torch.from_numpy(recent), persistent=False)
         self.users = LinearTower(z, factors, seed)
         self.items = ItemTower(item_features(cohort), future.indices, factors, seed + 1)
         self.prior = nn.Parameter(torch.full((2,), 0.5))
 
-    def forward(self, rows: torch.Tensor, items: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        """Return logits (n, n_candidates).
-
-        ``own`` float32 (n, n_candidates) is 1 where the row consumes the item: a training row does
-        not count itself among those who consume an item.
-        """
+    def forward(
+        self, rows: torch.Tensor, items: torch.Tensor, past: torch.Tensor, recent: torch.Tensor
+    ) -> torch.Tensor:
+        """Return logits (n, n_candidates); ``past`` and ``recent`` are the prior's, likewise."""
         item = self.items(items)
         scores = torch.addmm(item[:, -1], self.users(rows), item[:, :-1].T)
-        recent = torch.log1p(self.recent[items] - own)
-        return scores + self.prior[0] * self.log_past[items] + self.prior[1] * recent
+        return scores + self.prior[0] * past + self.prior[1] * recent
 
     @torch.inference_mode()
-    def factors(self) -> tuple[Float32, Float32, Float32]:
-        """Return factors of all rows, with a 1, of all items, with a bias, and items' priors."""
+    def factors(self) -> tuple[Float32, Float32]:
+        """Return factors of all rows, with a 1, and of all items, with a bias."""
         users = self.users(torch.arange(len(self.users.vectors)))
-        items = self.items(torch.arange(len(self.log_past)))
-        prior = self.prior[0] * self.log_past + self.prior[1] * torch.log1p(self.recent)
+        items = self.items(torch.arange(len(self.items.features)))
         one = torch.ones(len(users), 1)
-        return torch.cat([users, one], dim=1).numpy(), items.numpy(), prior.numpy()
+        return torch.cat([users, one], dim=1).numpy(), items.numpy()
 
 
 def _fit(
@@ -160,9 +151,13 @@ def _fit(
     )
     items = torch.from_numpy(candidates)
 
+    which, *tables = ItemPrior(cohort).by_day(rows, candidates)
+    past, recent = (torch.from_numpy(table.astype(np.float32)) for table in tables)
+
     def loss_of(part: Int64) -> torch.Tensor:
         own = torch.from_numpy(targets[part].toarray())
-        logits = network(torch.from_numpy(rows[part]), items, own)
+        days = torch.from_numpy(which[part])
+        logits = network(torch.from_numpy(rows[part]), items, past[days], recent[days])
         log_share = torch.log_softmax(logits, dim=1)
         return -((own * log_share).sum(dim=1) / own.sum(dim=1)).mean()
 

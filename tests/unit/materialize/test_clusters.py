@@ -73,7 +73,7 @@ def test_every_model_is_judged_on_the_same_users(
         assert {model for model, _ in models} == {"embedding", *MODELS}
         assert len({n for _, n in models}) == 1
     assert found["ndcg@50_profile_country", "all", "random"].n_users == len(
-        np.unique(planted.cohort.user_id)
+        np.unique(planted.cohort.user_id[~planted.cohort.training])
     )
 
 

@@ -16,7 +16,7 @@ from materialize.config import RepoSettings
 from materialize.evaluate import cohort_files
 from materialize.evaluate.cohort import Catalogue, Cohort, Histories
 from materialize.evaluate.cohort_build import build_cohort
-from materialize.evaluate.cohort_events import CohortEvents, item_counts
+from materialize.evaluate.cohort_events import CohortEvents, daily_counts
 from materialize.evaluate.item_kinds import item_kinds
 from materialize.evaluate.moments import open_events
 from materialize.features import current_modalities
@@ -209,7 +209,7 @@ def _read(settings: RepoSettings, cohort: Cohort) -> tuple[Any, ...]:
     layout = RawLayout.of(settings.dataset, {m.name: m.dim for m in encoders.modalities})
     rows = pa.table({"user_id": pa.array(cohort.user_id), "us": cohort.moment.astype(np.int64)})
     with open_events(settings.dataset, clean, memory_limit_mb=256, seed=0) as db:
-        popularity = item_counts(db, encoders)
+        popularity = np.asarray(daily_counts(db, encoders).sum(axis=0))
         kinds = item_kinds(db, settings.dataset, clean, encoders, popularity)
         events = CohortEvents(db, rows, encoders, layout, progress=False)
         found = events.read(kinds.matrix, np.flatnonzero(popularity > 0))

@@ -107,8 +107,9 @@ def test_sequences_to_fit_on_that_reach_the_cut_off_are_refused(world: TinyCohor
 
 def test_popularity_that_counts_later_events_is_refused(world: TinyCohort) -> None:
     cohort = world.cohort
-    popularity = cohort.catalogue.popularity + np.asarray(cohort.future.sum(axis=0))
-    refused(world, "popularity counts", catalogue=replace(cohort.catalogue, popularity=popularity))
+    later = sparse.csr_array(np.asarray(cohort.future.sum(axis=0), np.float64)[None, :])
+    daily = sparse.csr_array(sparse.vstack([cohort.catalogue.daily, later]))
+    refused(world, "popularity counts", catalogue=replace(cohort.catalogue, daily=daily))
 
 
 def test_interactions_to_fit_on_that_hold_later_ones_are_refused(world: TinyCohort) -> None:

@@ -177,29 +177,57 @@ def test_logistic_regression_finds_the_log_odds_that_the_offset_leaves() -> None
     np.testing.assert_allclose(found, [np.log(3), -0.5], atol=2e-3)
 
 
-def test_a_training_row_does_not_count_itself_in_the_prior() -> None:
-    tiny = tiny_cohort()
-    cohort = tiny.cohort
-    future = cohort.future.toarray()
-    counts = future[cohort.training].sum(axis=0)
-    row = np.repeat([np.flatnonzero(cohort.training)[0], np.flatnonzero(~cohort.training)[0]], 60)
-    item = np.tile(np.arange(60), 2)
-    found = ItemPrior(cohort).features(row, item)
-    own = future[row, item] & cohort.training[row]
-    assert own.any()
-    np.testing.assert_allclose(found[:, 0], np.log1p(cohort.catalogue.popularity[item]))
-    np.testing.assert_allclose(found[:, 1], np.log1p(counts[item] - own))
+def _counted(events: list[tuple[int, int]]) -> sparse.csr_array:
+    """Return counts of two items on ten days before the cut-off, of events (day, item)."""
+    cells = np.array(events).T
+    return sparse.csr_array((np.ones(len(events)), (cells[0], cells[1])), shape=(10, 2))
 
 
-def test_the_prior_of_all_items_is_that_of_each_pair() -> None:
-    cohort = tiny_cohort().cohort
+def test_the_prior_knows_what_was_popular_before_the_row_s_moment() -> None:
+    # Three events of item 0 long ago, two of item 1 yesterday and one the day before.
+    daily = _counted([(0, 0), (1, 0), (1, 0), (8, 1), (9, 1), (9, 1)])
+    tiny = tiny_cohort().cohort
+    cutoff, day = tiny.cutoff, np.timedelta64(1, "D")
+    moments = [
+        cutoff - 30 * day,
+        cutoff - 1 * day,
+        cutoff - np.timedelta64(12, "h"),
+        cutoff,
+        cutoff + 5 * day,
+    ]
+    cohort = replace(
+        tiny,
+        horizon_days=4,
+        moment=np.array(moments),
+        catalogue=replace(tiny.catalogue, daily=daily),
+    )
     prior = ItemPrior(cohort)
-    rows = np.array([3, 0, 17])
-    log_past, recent = prior.full_features(rows)
-    for place, row in enumerate(rows):
-        one_by_one = prior.features(np.full(60, row), np.arange(60))
-        np.testing.assert_allclose(one_by_one[:, 0], log_past)
-        np.testing.assert_allclose(one_by_one[:, 1], recent[place])
+    row, item = np.divmod(np.arange(10), 2)
+    found = prior.features(row, item)
+    # One event is added to each item; whole days count, and none from the cut-off on.
+    whole = np.array([1 / 2, 1 / 2, 4 / 6, 2 / 6, 4 / 6, 2 / 6, 4 / 8, 4 / 8, 4 / 8, 4 / 8])
+    late = np.array([1 / 2, 1 / 2, 1 / 3, 2 / 3, 1 / 3, 2 / 3, 1 / 5, 4 / 5, 1 / 5, 4 / 5])
+    np.testing.assert_allclose(found, np.log(np.stack([whole, late], axis=1)))
+    for rows in (np.arange(5), np.array([4, 0]), np.array([3, 4])):
+        for full, expected in zip(prior.full_features(rows), (whole, late), strict=True):
+            assert full.shape[0] == (1 if 3 in rows and 0 not in rows else len(rows))
+            np.testing.assert_allclose(
+                np.broadcast_to(full, (len(rows), 2)), np.log(expected.reshape(5, 2)[rows])
+            )
+
+
+def test_the_prior_of_a_training_row_knows_nothing_of_its_horizon() -> None:
+    cohort = tiny_cohort().cohort
+    rows = np.flatnonzero(cohort.training)
+    daily = cohort.catalogue.daily.toarray()
+    late = daily.copy()
+    late[-cohort.horizon_days :] = 0  # what training users do in the last days before the cut-off
+    assert not np.array_equal(late, daily)
+    other = replace(cohort, catalogue=replace(cohort.catalogue, daily=sparse.csr_array(late)))
+    item = np.zeros(len(rows), np.int64)
+    np.testing.assert_allclose(
+        ItemPrior(cohort).features(rows, item), ItemPrior(other).features(rows, item)
+    )
 
 
 def test_calibrated_scores_of_all_items_are_those_of_each_pair() -> None:
