@@ -32,8 +32,10 @@ class TrainingConfig:
     """What follows the warm-up."""
     warmup_steps: int = 100
     """Steps over which the learning rate rises linearly from 0."""
-    weight_decay: float = 1e-4
-    """Decoupled weight decay."""
+    weight_decay: float = 1.0
+    """Decoupled weight decay: each step shrinks weights by this share of the learning rate. What it
+    keeps out is memory: an encoder that has learned by heart what its training users did next gives
+    them embeddings that a head trusts too much (docs/quality.md)."""
     clip_norm: float = 1.0
     """Largest gradient norm."""
     block_weights: Mapping[str, float] = field(default_factory=dict)

@@ -43,7 +43,7 @@ _DAY, _HOUR = 86_400_000_000, 3_600_000_000
 _CUT = int(CUTOFF.astype(np.int64))
 _ESTABLISHED, _FEW, _NEW = 30, 4, 2  # events before the moment
 _FUTURE = 6
-_EARLIER = (HORIZON_DAYS + 5) * _DAY  # of training users: their horizons end before the cut-off
+_LATER = HORIZON_DAYS + 5  # days after the cut-off: training users' horizons have ended
 
 Ints = npt.NDArray[np.int64]
 
@@ -56,8 +56,8 @@ class TinyCohort:
     ----------
     cohort : Cohort
         Item k is of segment ``k % n_segments`` and carries that genre as its tag; user k is of
-        segment ``k % n_segments``. Moments are at the cut-off, of training users twelve days
-        earlier. Of ten users, five have 30 events before the moment, three have 4, two are
+        segment ``k % n_segments``. Moments are at the cut-off, of test users twelve days
+        later. Of ten users, five have 30 events before the moment, three have 4, two are
         newcomers with 2, up to four days later (every other newcomer with onboarding picks). Every
         fifth established user has two rows, a day apart. Country follows the segment for seven
         users of ten; the device is chance.
@@ -165,7 +165,7 @@ def _made(n_users: int, n_items: int, n_segments: int, purity: float, seed: int)
         kind, segment = user % 10, user % n_segments
         newcomer = kind >= 8
         n_before = _ESTABLISHED if kind < 5 else _FEW if not newcomer else _NEW
-        moment = _CUT - _EARLIER if training[user] else _CUT
+        moment = _CUT if training[user] else _CUT + _LATER * _DAY
         moment += int(rng.integers(5, 100)) * _HOUR if newcomer else 0
         first = moment - 4 * _HOUR if newcomer else moment - 25 * _DAY
         before = np.sort(rng.integers(first, moment, n_before))
@@ -253,11 +253,12 @@ def _put_together(
     genres = tuple(GENRES[k % len(GENRES)] + ("" if k < len(GENRES) else f" {k}")
                    for k in range(n_segments))  # fmt: skip
     kinds = np.eye(n_segments, dtype=np.float32)[item_segment]
-    n_days = int(_CUT // _DAY - us[past].min() // _DAY)
-    day = us[past] // _DAY - _CUT // _DAY + n_days
-    ones = np.ones(int(past.sum()))
-    daily = sparse.csr_array((ones, (day, item[past])), shape=(n_days, n_items))
-    counted = np.asarray(daily.sum(axis=0))
+    counted = np.bincount(item[past], minlength=n_items).astype(np.float64)
+    told = us < _CUT + _LATER * _DAY
+    day = us[told] // _DAY - us.min() // _DAY
+    n_days = int(_CUT // _DAY - us.min() // _DAY) + _LATER
+    ones = np.ones(int(told.sum()))
+    daily = sparse.csr_array((ones, (day, item[told])), shape=(n_days, n_items))
     if not counted.all():
         raise ValueError("Some item has no event before the cut-off. Ask for more users.")
     by_events = np.argsort(-(counted @ kinds), kind="stable")
@@ -279,8 +280,9 @@ def _put_together(
     cohort = Cohort(
         name="planted",
         cutoff=CUTOFF,
+        judged_from=CUTOFF + np.timedelta64(_LATER, "D"),
         vectors_cutoff=CUTOFF,
-        data_end=CUTOFF + np.timedelta64(20, "D"),
+        data_end=CUTOFF + np.timedelta64(_LATER + 20, "D"),
         horizon_days=HORIZON_DAYS,
         # Fits are shared by fingerprint, which tells planted cohorts apart.
         fingerprint=blake2b(history.tobytes() + future.tobytes(), digest_size=6).hexdigest(),
@@ -306,6 +308,7 @@ def _put_together(
         future_outside=np.zeros(n_rows, np.int64),
         catalogue=Catalogue(
             item_ids=encoders.item_ids,
+            popularity=counted,
             daily=daily,
             tags=tuple((genres[k],) for k in item_segment),
             vectors={m.name: m.vectors for m in encoders.modalities},

@@ -29,15 +29,15 @@ def check_no_leak(
     Raises
     ------
     EvaluationFault
-        A test user's label time before the cut-off, features newer than their label time, or a user
-        on both sides of the split, or an empty side.
+        A label time before the cut-off, features newer than their label time, or a user on both
+        sides of the split, or an empty side.
     """
-    early = np.flatnonzero((labels.event_timestamp < labels.cutoff) & ~training)
+    early = np.flatnonzero(labels.event_timestamp < labels.cutoff)
     if early.size:
         raise EvaluationFault(
-            f"{early.size} label time(s) of test users lie before the cut-off {labels.cutoff}, "
-            f"first {_row(labels, early[0])}. The encoder was trained on that time: judge it on "
-            "labels from the cut-off on."
+            f"{early.size} label time(s) lie before the cut-off {labels.cutoff}, first "
+            f"{_row(labels, early[0])}. The encoder was trained on that time: build the labels "
+            "from the cut-off on."
         )
     late = np.flatnonzero(as_of > labels.event_timestamp)
     if late.size:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -45,8 +44,11 @@ class Catalogue:
     Attributes
     ----------
     item_ids : pyarrow int64 or string array (n_items,)
+    popularity : float64 (n_items,)
+        Events of all users before the cut-off, and only those; at least 1.
     daily : csr_array float64 (n_days, n_items)
-        Events of all users by UTC day; the last line is the day before the cut-off.
+        Events of all users by UTC day; the last line is the day before ``Cohort.judged_from``. What
+        of it lies before a row's moment was known then.
     tags : tuple of tuples of str (n_items,)
         () for an item without any.
     vectors : mapping of str to float32 (n_items, dim)
@@ -56,6 +58,7 @@ class Catalogue:
     """
 
     item_ids: pa.Array
+    popularity: npt.NDArray[np.float64]
     daily: sparse.csr_array
     tags: tuple[tuple[str, ...], ...]
     vectors: Mapping[str, Float32]
@@ -64,11 +67,6 @@ class Catalogue:
     def __len__(self) -> int:
         """Return the number of items."""
         return len(self.item_ids)
-
-    @cached_property
-    def popularity(self) -> npt.NDArray[np.float64]:
-        """Events of all users before the cut-off, at least 1; float64 (n_items,)."""
-        return np.asarray(self.daily.sum(axis=0), np.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,8 +106,11 @@ class Cohort:
     name : str
         Of the data set.
     cutoff : datetime64[us]
+        No moment lies before it: encoder, item vectors and everything else that is learned without
+        labels knows only events before it.
+    judged_from : datetime64[us]
         No moment of a test user lies before it and no horizon of a training user ends after it:
-        everything that is fitted, on labels too, knows only events before it.
+        what is fitted on labels knows only events before it.
     vectors_cutoff : datetime64[us]
         Item vectors and clusters were fitted on events before it.
     data_end : datetime64[us]
@@ -173,6 +174,7 @@ class Cohort:
 
     name: str
     cutoff: np.datetime64
+    judged_from: np.datetime64
     vectors_cutoff: np.datetime64
     data_end: np.datetime64
     horizon_days: int
@@ -258,7 +260,7 @@ class Cohort:
 
         For questions such as churn: this cohort's label rows are all of users who come back. One
         row a user who has an event in the longest window before the moment, which is the cut-off
-        for test users and a horizon earlier for training users; sampled by the same hash; made when
+        for training users and ``judged_from`` for test users; sampled by the same hash; made when
         asked for first, then kept on disk as the cohort is.
 
         Parameters
@@ -269,7 +271,7 @@ class Cohort:
         Raises
         ------
         DataFault
-            The horizon does not fit between the cut-off and the data's end.
+            Two of the horizon do not fit between the cut-off and the data's end.
         EvaluationFault
             The cohort was not made by ``build_cohort``.
         """

@@ -29,13 +29,14 @@ from materialize.evaluate.item_kinds import item_kinds
 from materialize.evaluate.moments import Population, choose_rows, open_events
 from materialize.features import current_data_fingerprint, current_modalities
 from transforms.clean import CleanTables
+from transforms.engine import DAY_US
 from transforms.layout import ONBOARDING, RawLayout, column
 
 __all__ = ["build_cohort"]
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 4
+_FORMAT = 5
 _ESTABLISHED_FROM, _COLD_UP_TO = 20, 10
 _ROWS = 4096
 
@@ -160,7 +161,9 @@ class _Builder:
                     "Choose another cut-off."
                 )
             daily = daily_counts(db, self.encoders)
-            popularity = np.asarray(daily.sum(axis=0), np.float64)
+            ((judged_from,),) = db.execute("SELECT getvariable('test_from')").fetchall()
+            later = int(judged_from - _instant(evaluation.cutoff).astype(np.int64)) // DAY_US
+            popularity = np.asarray(daily[: daily.shape[0] - later].sum(axis=0), np.float64)
             known = np.flatnonzero(popularity > 0)
             kinds = item_kinds(db, self.settings.dataset, self.clean, self.encoders, popularity)
             events = CohortEvents(db, rows, self.encoders, self.layout, progress=self.progress)
@@ -177,6 +180,7 @@ class _Builder:
         cohort = Cohort(
             name=self.settings.dataset.name,
             cutoff=_instant(evaluation.cutoff),
+            judged_from=np.datetime64(int(judged_from), "us"),
             vectors_cutoff=_instant(datetime.fromisoformat(self.encoders.cutoff)),
             data_end=np.datetime64(int(data_end), "us"),
             horizon_days=self.horizon_days,
@@ -200,6 +204,7 @@ class _Builder:
             future_outside=found.future_outside,
             catalogue=Catalogue(
                 item_ids=self.encoders.item_ids.take(pa.array(known)),
+                popularity=popularity[known],
                 daily=sparse.csr_array(daily[:, known]),
                 tags=kinds.tags,
                 vectors={m.name: m.vectors[known] for m in self.encoders.modalities},

@@ -17,7 +17,7 @@ from encoder.modality import ModalityEncoders
 from materialize.evaluate.cohort import MOST_EVENTS, Histories
 from materialize.evaluate.moments import sampled_events, user_hash
 from transforms.clean import CleanTables, IdType
-from transforms.engine import arrow_table, quoted
+from transforms.engine import DAY_US, arrow_table, quoted
 from transforms.layout import ACTIVITY, ONBOARDING, PROFILE, RawLayout
 from transforms.names import USER_KEY
 from transforms.stream.facts import first_after, first_at_or_after, ranges
@@ -60,7 +60,7 @@ class Past:
 
 
 def daily_counts(db: duckdb.DuckDBPyConnection, encoders: ModalityEncoders) -> sparse.csr_array:
-    """Return each item's events by UTC day before the cut-off, float64 (n_days, n_all_items).
+    """Return each item's events by UTC day before test rows begin, float64 (n_days, n_all_items).
 
     Parameters
     ----------
@@ -70,13 +70,13 @@ def daily_counts(db: duckdb.DuckDBPyConnection, encoders: ModalityEncoders) -> s
 
     Notes
     -----
-    The last line is the day before the cut-off, the first one the day of the first event. Held in
+    The last line is the day before ``test_from``, the first one the day of the first event. Held in
     memory: a cell for each item and day with an event, whatever the number of users.
     """
     counted = arrow_table(
         db,
-        "SELECT item_id, getvariable('cutoff') // 86400000000 - day AS age, count(*) AS n "
-        "FROM every_event WHERE us < getvariable('cutoff') GROUP BY item_id, age",
+        f"SELECT item_id, getvariable('test_from') // {DAY_US} - day AS age, count(*) AS n "
+        "FROM every_event WHERE us < getvariable('test_from') GROUP BY item_id, age",
     )
     age = counted["age"].to_numpy()
     item = encoders.index_of(counted["item_id"])

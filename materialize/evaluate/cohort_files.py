@@ -74,6 +74,7 @@ def load_cohort(folder: Path, encoders: ModalityEncoders) -> Cohort:
     return Cohort(
         name=meta["name"],
         cutoff=np.datetime64(meta["cutoff_us"], "us"),
+        judged_from=np.datetime64(meta["judged_from_us"], "us"),
         vectors_cutoff=np.datetime64(meta["vectors_cutoff_us"], "us"),
         data_end=np.datetime64(meta["data_end_us"], "us"),
         horizon_days=meta["horizon_days"],
@@ -107,6 +108,7 @@ def _write(cohort: Cohort, folder: Path) -> None:
     catalogue = cohort.catalogue
     items = {
         ITEM_KEY: catalogue.item_ids,
+        "popularity": catalogue.popularity,
         "tags": pa.array(catalogue.tags, pa.list_(pa.string())),
     }
     pq.write_table(pa.table(items), folder / "items.parquet")
@@ -132,6 +134,7 @@ def _write(cohort: Cohort, folder: Path) -> None:
     meta = {
         "name": cohort.name,
         "cutoff_us": int(cohort.cutoff.astype(np.int64)),
+        "judged_from_us": int(cohort.judged_from.astype(np.int64)),
         "vectors_cutoff_us": int(cohort.vectors_cutoff.astype(np.int64)),
         "past_events": cohort.past_events,
         "data_end_us": int(cohort.data_end.astype(np.int64)),
@@ -150,6 +153,7 @@ def _catalogue(items: pa.Table, daily: sparse.csr_array, encoders: ModalityEncod
     place = encoders.index_of(ids)
     return Catalogue(
         item_ids=ids,
+        popularity=items["popularity"].to_numpy(),
         daily=daily,
         tags=tuple(map(tuple, items["tags"].to_pylist())),
         vectors={m.name: m.vectors[place] for m in encoders.modalities},

@@ -44,8 +44,8 @@ def kind_cohort(cohort: Cohort) -> Cohort:
     kinds = item_kind_matrix(cohort)
     catalogue = cohort.catalogue
     weighed = sparse.csr_array(kinds.multiply(catalogue.popularity[:, None]))
-    daily = sparse.csr_array(catalogue.daily @ kinds)
-    means = sparse.csr_array(weighed.multiply(1 / np.asarray(daily.sum(axis=0))[None, :])).T
+    popularity = np.asarray(weighed.sum(axis=0), np.float64)
+    means = sparse.csr_array(weighed.multiply(1 / popularity[None, :])).T
     return replace(
         cohort,
         fingerprint=f"{cohort.fingerprint}-kinds",
@@ -53,13 +53,14 @@ def kind_cohort(cohort: Cohort) -> Cohort:
         future=cohort.future_tags,
         catalogue=Catalogue(
             item_ids=pa.array(cohort.tag_names, pa.string()),
-            daily=daily,
+            popularity=popularity,
+            daily=sparse.csr_array(catalogue.daily @ kinds),
             tags=tuple((name,) for name in cohort.tag_names),
             vectors={
                 name: np.asarray(means @ vectors, np.float32)
                 for name, vectors in catalogue.vectors.items()
             },
-            clusters={name: np.full(kinds.shape[1], -1, np.int32) for name in catalogue.clusters},
+            clusters={name: np.full(len(popularity), -1, np.int32) for name in catalogue.clusters},
         ),
         past=sparse.csr_array(cohort.past @ kinds).astype(np.float32),
         sequences=_sequences(cohort.sequences, kinds),

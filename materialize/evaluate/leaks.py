@@ -58,11 +58,11 @@ def check_leaks(cohort: Cohort, encoder: LoadedEncoder, *, seed: int = 0) -> Lea
     Raises
     ------
     EvaluationFault
-        The first of these that is found: a test user's moment before the cut-off or a horizon
-        beyond the data's end; a training user's horizon that ends after the cut-off; raw features,
-        histories or sequences newer than their moment; a user in training and test; item counts,
-        interactions, item vectors or an encoder that saw events from the cut-off on; a probe on
-        shuffled labels that is not at chance.
+        The first of these that is found: a moment before the cut-off or a horizon beyond the data's
+        end; a training user's horizon that ends after ``judged_from``, or a test user's moment
+        before it; raw features, histories or sequences newer than their moment; a user in training
+        and test; item counts, interactions, item vectors or an encoder that saw events from the
+        cut-off on; a probe on shuffled labels that is not at chance.
 
     Notes
     -----
@@ -94,12 +94,19 @@ def _check_moments(cohort: Cohort) -> None:
             f"{_row(cohort, late[0])} and {cohort.horizon_days} days. What is missing there would "
             "count as not consumed: build the cohort with build_cohort."
         )
-    after = np.flatnonzero(cohort.training & (cohort.moment + horizon > cohort.cutoff))
-    if after.size:
+    wrong = np.flatnonzero(
+        np.where(
+            cohort.training,
+            cohort.moment + horizon > cohort.judged_from,
+            cohort.moment < cohort.judged_from,
+        )
+    )
+    if wrong.size:
         raise EvaluationFault(
-            f"{after.size} row(s) to fit on have labels from after the cut-off {cohort.cutoff}, "
-            f"first {_row(cohort, after[0])} and {cohort.horizon_days} days. That is the time that "
-            "is judged: fit on labels that end before it, as build_cohort does."
+            f"{wrong.size} row(s) are on the wrong side of {cohort.judged_from}, first "
+            f"{_row(cohort, wrong[0])}: {cohort.horizon_days} days after a training user's moment "
+            "must have passed by then, and no test user is asked about earlier. Build the cohort "
+            "with build_cohort."
         )
 
 

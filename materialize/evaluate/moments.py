@@ -1,7 +1,8 @@
 """Which users are asked about, and at which moments: label times, newcomers, everybody known.
 
-A *side* is a stretch of time with the users who are asked about in it: test users from the cut-off
-on, training users before it, so that what is fitted on ends where what is judged begins.
+A *side* is a stretch of time with the users who are asked about in it: training users from the
+cut-off on, and test users after them. What is learned without labels ends where labels to fit on
+begin, and these end where what is judged begins.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def open_events(
     ``max_times``, ``reach`` (the longest window, microseconds), and of the test side ``test_from``,
     ``test_at``, ``test_until``, of the training side ``training_from`` and so on: moments lie from
     ``from`` on, their horizons end by ``until``, and ``at`` is the one moment of label times
-    ``cutoff``. The training side is as long before the cut-off as the data go on behind it.
+    ``cutoff``. The training side ends, and the test side begins, a horizon after the cut-off, or
+    with label times ``active_days`` with the day by whose end half of the later events have
+    happened, but a horizon at least after the cut-off and before the end of the data.
 
     Parameters
     ----------
@@ -101,12 +104,16 @@ def open_events(
             raise DataFault(
                 f"evaluation.cutoff {iso}: no event lies before it. Choose a later instant."
             )
-        for side, start, at, until in (
-            ("test", cutoff, cutoff, end),
-            ("training", 2 * cutoff - end, cutoff - horizon, cutoff),
+        judged_from = cutoff + horizon
+        if evaluation.label_times == "active_days":
+            judged_from = max(min(_scalar(db, _HALF), end - horizon), judged_from)
+        for side, start, until in (
+            ("training", cutoff, judged_from),
+            ("test", judged_from, end),
+            ("every", cutoff, end),
         ):
             db.execute(f"SET VARIABLE {side}_from = {start}")
-            db.execute(f"SET VARIABLE {side}_at = {at}")
+            db.execute(f"SET VARIABLE {side}_at = {start}")
             db.execute(f"SET VARIABLE {side}_until = {until}")
         if cutoff + horizon > end:
             raise DataFault(
@@ -131,7 +138,8 @@ def sampled_events(db: duckdb.DuckDBPyConnection, share: float) -> None:
 def label_rows(db: duckdb.DuckDBPyConnection, label_times: str, cutoff: str) -> None:
     """Create table ``label`` (row, user_id, us) from ``event``, ordered by user id, then time.
 
-    All users stand on the test side: for comparing vectors that were known at the same moments.
+    All users stand at moments from the cut-off to the end of the data (side ``every``): for
+    comparing vectors that were known at the same moments.
 
     Label times:
 
@@ -148,7 +156,7 @@ def label_rows(db: duckdb.DuckDBPyConnection, label_times: str, cutoff: str) -> 
     """
     db.execute(
         "CREATE TABLE label AS SELECT row_number() OVER (ORDER BY user_id, us) - 1 AS row, "
-        f"user_id, us FROM ({_LABEL_ROWS[label_times].format(side='test', of='event')})"
+        f"user_id, us FROM ({_LABEL_ROWS[label_times].format(side='every', of='event')})"
     )
     if _scalar(db, "SELECT count(*) FROM label") == 0:
         raise DataFault(
@@ -163,17 +171,22 @@ def choose_rows(
 ) -> pa.Table:
     """Return the rows of a cohort: user_id, us, newcomer, training; ordered by user id, then time.
 
-    Test users stand at moments from the cut-off on, training users at moments whose horizons end
-    by the cut-off: nobody is on both sides, and no label to fit on is of a time that is judged.
+    Training users stand at moments from the cut-off on, test users at moments after the last
+    training horizon: nobody is on both sides, and no label to fit on is of a time that is judged.
 
     Parameters
     ----------
     db : connection of ``open_events``
     label_times : {"cutoff", "active_days"}
-        On the training side ``cutoff`` is the one moment a horizon before the cut-off.
+        On the test side ``cutoff`` is the one moment a horizon after the cut-off.
     population : {"returning", "known"}
     max_rows : int
         Users are taken whole, in the order of ``user_hash``, while their rows fit.
+
+    Raises
+    ------
+    DataFault
+        No two horizons fit between the cut-off and the data's end.
 
     Notes
     -----
@@ -181,6 +194,14 @@ def choose_rows(
     looked for among those only: the cost of a sample of 600 million users is one pass over the
     events' user ids and times, whatever the number of users that fit into memory.
     """
+    if _scalar(db, "SELECT getvariable('test_from') + getvariable('horizon')") > _scalar(
+        db, "SELECT getvariable('data_end')"
+    ):
+        raise DataFault(
+            "Two horizons, one to fit on and one to judge on, do not fit between evaluation.cutoff "
+            f"and the end of the data ({_date(db)} 00:00 UTC). Choose an earlier cut-off or a "
+            "shorter horizon."
+        )
     users = _scalar(db, "SELECT approx_count_distinct(user_id) FROM every_event")
     share = min(1.0, _FIRST_SHARE * max_rows / max(users, 1))
     kinds = [_KNOWN] if population == "known" else [_LABEL_ROWS[label_times], _NEWCOMERS]
@@ -232,6 +253,14 @@ _FIRST_SHARE = 8
 _DATA_END = """
 WITH daily AS (SELECT day, count(*) AS n FROM every_event GROUP BY day)
 SELECT (max(day) + 1) * 86400000000 FROM daily WHERE n >= 0.1 * (SELECT avg(n) FROM daily)
+"""
+
+_HALF = """
+WITH daily AS (
+    SELECT day, count(*) AS n FROM every_event
+    WHERE us >= getvariable('cutoff') AND us < getvariable('data_end') GROUP BY day
+), running AS (SELECT day, sum(n) OVER (ORDER BY day) AS done, sum(n) OVER () AS whole FROM daily)
+SELECT (min(day) + 1) * 86400000000 FROM running WHERE 2 * done >= whole
 """
 
 _LABEL_ROWS = {

@@ -138,8 +138,8 @@ class UniversalTask:
 
     The network, its training, the figures and their weights are the challenge's
     (``encoder.universal_probe``, ``encoder.propensity``; https://github.com/Synerise/recsys2025,
-    ``training_pipeline``). One row a user who is known at the cut-off (training users: a horizon
-    earlier), at that moment:
+    ``training_pipeline``). One row a user who is known at the cut-off (test users: a horizon
+    later), at that moment:
 
     - ``churn_auroc``: no event within the horizon.
     - ``category_*`` and ``item_*``: which of the 100 categories (tags), and of the 100 items, that
@@ -151,8 +151,8 @@ class UniversalTask:
 
     - Training and judged *users* differ (60 % and 40 %): a user must not stand on both sides. The
       judged users' horizon follows the training users', as in the challenge.
-    - The horizon is 14 days where they fit between cut-off and the end of the data, else the data
-      set's own.
+    - The horizon is 14 days where two of them fit between cut-off and the end of the data, else the
+      data set's own.
     - Thousands of users instead of a million, so that an epoch is as many passes as make 50 steps,
       and the network is an eighth as wide (256 and 512): two CPU cores cannot train 50 million
       weights in minutes. Task ``universal_full`` (``full_width``) has neither of these changes.
@@ -266,7 +266,8 @@ def full_width() -> UniversalTask:
 
 
 def _horizon(cohort: Cohort) -> int:
-    fits = cohort.cutoff + HORIZON_DAYS * _DAY <= cohort.data_end
+    # Once to fit on, once to judge on.
+    fits = cohort.cutoff + 2 * HORIZON_DAYS * _DAY <= cohort.data_end
     return HORIZON_DAYS if fits else cohort.horizon_days
 
 

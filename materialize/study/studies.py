@@ -136,6 +136,12 @@ def _corruption(schema: FeatureSchema, config: TrainingConfig) -> Iterable[Varia
                 yield Variant(f"{field}-{value:g}", f"{title} {value:g}", model={field: value})
 
 
+def _decay(schema: FeatureSchema, config: TrainingConfig) -> Iterable[Variant]:
+    for decay in (0.0, 0.1, 0.3, 1.0, 3.0):
+        change = {"weight_decay": decay}
+        yield Variant(f"decay-{decay:g}", f"decay {decay:g}", training=change, x=decay)
+
+
 def _weighting(schema: FeatureSchema, config: TrainingConfig) -> Iterable[Variant]:
     for part in parts_of(schema):
         if part.name in KINDS:
@@ -184,6 +190,13 @@ _ALL = (
         None,
         (0, 1),
         _corruption,
+    ),
+    Study(
+        "decay",
+        "How much should weights shrink, so that the encoder does not learn users by heart?",
+        "weight decay",
+        (0, 1),
+        _decay,
     ),
     Study(
         "weighting",

@@ -24,9 +24,8 @@ class ItemPrior:
     """Two numbers of an item that every model of pairs weighs: the same help for all.
 
     Logarithms of the item's share of all events before the row's moment, and of those of the last
-    horizon before it, one event added to each item. Whole days count, and only days before the
-    cut-off: of a training row nothing of its horizon is counted, a test row knows what was popular
-    at the cut-off.
+    horizon before it, one event added to each item. Whole days count, and of later test rows those
+    before ``judged_from``: nothing of a row's own horizon.
 
     Parameters
     ----------
@@ -41,7 +40,7 @@ class ItemPrior:
         daily = cohort.catalogue.daily
         self._n_days, self._n_items = daily.shape
         self._daily = daily
-        end = cohort.cutoff.astype("datetime64[D]").astype(np.int64)
+        end = cohort.judged_from.astype("datetime64[D]").astype(np.int64)
         day = cohort.moment.astype("datetime64[D]").astype(np.int64)
         # Days of the table before the row's moment.
         self._known = np.clip(day - end + self._n_days, 0, self._n_days)

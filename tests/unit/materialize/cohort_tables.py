@@ -20,7 +20,7 @@ __all__ = ["CUTOFF", "HORIZON_DAYS", "Event", "at", "make_repository", "write_cl
 Event = tuple[str, str, str]
 """User, item, "MM-DD HH:MM" of 2024."""
 
-CUTOFF, HORIZON_DAYS = "2024-03-10T00:00:00Z", 3
+CUTOFF, HORIZON_DAYS = "2024-03-07T00:00:00Z", 3
 INSTANT = pa.timestamp("us", "UTC")
 
 

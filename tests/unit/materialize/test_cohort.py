@@ -52,6 +52,7 @@ EVENTS = [
     ("ehh6", "b", "03-20 10:00"),
     *[("ehh7", "d", f"03-0{d} 1{h}:00") for d in (7, 8) for h in range(10)],
     ("ehh7", "a", "03-12 10:00"),
+    ("ehh8", "b", "03-02 10:00"),  # never seen again
 ]
 
 
@@ -75,7 +76,10 @@ def test_rows_are_returning_users_at_the_cut_off_and_newcomers_after_four_hours(
     assert cohort.user_id.tolist() == ["ehh1", "ehh3", "ehh4", "ehh7"]
     moments = ["03-10 00:00", "03-11 12:00", "03-12 12:00", "03-10 00:00"]
     assert cohort.moment.tolist() == [us(m) for m in moments]
-    assert (cohort.cutoff, cohort.horizon_days) == (us("03-10 00:00"), 3)
+    # These are test users: they are asked about a horizon after the cut-off.
+    assert (cohort.cutoff, cohort.horizon_days) == (us("03-07 00:00"), 3)
+    assert cohort.judged_from == us("03-10 00:00")
+    assert not cohort.training.any()
     assert cohort.data_end == us("03-21 00:00")
 
 
@@ -96,14 +100,20 @@ def test_catalogue_holds_items_with_an_event_before_the_cut_off_and_counts_only_
     cohort: Cohort,
 ) -> None:
     assert cohort.catalogue.item_ids.to_pylist() == ["a", "b", "d"]
-    # a: twice by u1; b: once by u1; d: once by u2, 20 times by u7. c and new only came later.
-    assert cohort.catalogue.popularity.tolist() == [2, 1, 21]
+    # a: once by ehh1; b: once by ehh8; d: once by ehh2. c and new only came later.
+    assert cohort.catalogue.popularity.tolist() == [1, 1, 1]
+    # From 03-01 to 03-09: what was known when test users are asked about first.
+    assert cohort.catalogue.daily.toarray().T.tolist() == [
+        [1, 0, 0, 0, 0, 0, 0, 1, 0],
+        [0, 1, 0, 0, 0, 0, 0, 0, 1],
+        [0, 0, 0, 0, 1, 0, 10, 10, 0],
+    ]
     assert cohort.catalogue.tags == (("jazz",), ("rock",), ())
-    assert cohort.past_events == 24
+    assert cohort.past_events == 3
 
 
 def test_history_sums_all_weights_up_to_and_including_the_moment(cohort: Cohort) -> None:
-    # Weights: a 1, b 2, d 4. ehh1's c at the cut-off is no item of the catalogue.
+    # Weights: a 1, b 2, d 4. ehh1's c at the moment is no item of the catalogue.
     assert cohort.history.toarray().tolist() == [[2, 2, 0], [1, 0, 0], [0, 2, 0], [0, 0, 80]]
 
 
@@ -121,7 +131,7 @@ def test_future_is_open_at_both_ends(cohort: Cohort) -> None:
 
 
 def test_tags_know_items_that_are_new_since_the_cut_off(cohort: Cohort) -> None:
-    # Before the cut-off: jazz 2 events (a), rock 1 (b); nobody had folk.
+    # Before the cut-off: jazz 1 event (a), rock 1 (b); nobody had folk.
     assert cohort.tag_names == ("jazz", "rock")
     assert cohort.future_tags.toarray().tolist() == [
         [True, False],
@@ -143,10 +153,10 @@ def test_sequences_hold_the_newest_events_in_order(cohort: Cohort) -> None:
 
 
 def test_past_is_everybodys_events_before_the_cut_off(cohort: Cohort) -> None:
-    assert cohort.past_users.tolist() == ["ehh1", "ehh2", "ehh7"]
-    assert cohort.past.toarray().tolist() == [[2, 2, 0], [0, 0, 4], [0, 0, 80]]
-    assert cohort.sequences["item"].to_pylist() == [0, 0, 1, 2, *[2] * 20]
-    assert max(cohort.sequences["ts"].to_pylist()) < at("03-10 00:00")
+    assert cohort.past_users.tolist() == ["ehh1", "ehh2", "ehh8"]
+    assert cohort.past.toarray().tolist() == [[1, 0, 0], [0, 0, 4], [0, 2, 0]]
+    assert cohort.sequences["item"].to_pylist() == [0, 2, 1]
+    assert max(cohort.sequences["ts"].to_pylist()) < at("03-07 00:00")
 
 
 def test_raw_rows_know_profile_and_picks_and_the_newest_circumstances(cohort: Cohort) -> None:
@@ -163,18 +173,23 @@ def test_raw_rows_know_profile_and_picks_and_the_newest_circumstances(cohort: Co
 
 
 def test_known_users_are_asked_about_whether_they_come_back_or_not(cohort: Cohort) -> None:
-    known = cohort.known_users(horizon_days=5)
-    # ehh1's newest event before the cut-off, ehh2's and ehh7's lie within 7 days before it.
-    assert known.user_id.tolist() == ["ehh1", "ehh2", "ehh7"]
-    assert set(known.moment.tolist()) == {us("03-10 00:00")}
-    assert known.horizon_days == 5
-    # With five days ehh1's b of 03-13 is in, and u2 comes back on 03-14.
-    assert known.future_events.tolist() == [4, 1, 1]
+    known = cohort.known_users(horizon_days=2)
+    assert set(known.moment.tolist()) == {us("03-09 00:00")}
+    # Their newest events lie within 7 days before it.
+    assert known.user_id.tolist() == ["ehh1", "ehh2", "ehh7", "ehh8"]
+    assert known.horizon_days == 2
+    # b, c and a in two days; the others stay away.
+    assert known.future_events.tolist() == [3, 0, 0, 0]
 
 
-def test_horizon_that_does_not_fit_into_the_data_is_refused(cohort: Cohort) -> None:
-    with pytest.raises(DataFault, match="reaches beyond the end of the data"):
-        cohort.known_users(horizon_days=12)
+@pytest.mark.parametrize(
+    ("days", "why"), [(15, "reaches beyond the end of the data"), (8, "Two horizons, one to fit")]
+)
+def test_horizon_that_does_not_fit_into_the_data_is_refused(
+    cohort: Cohort, days: int, why: str
+) -> None:
+    with pytest.raises(DataFault, match=why):
+        cohort.known_users(horizon_days=days)
 
 
 def test_items_without_tags_are_told_apart_by_their_clusters(tmp_path: Path) -> None:

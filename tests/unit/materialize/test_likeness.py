@@ -85,6 +85,7 @@ def test_user_without_a_profile_is_not_a_candidate() -> None:
 def test_picks_belong_to_the_item_cluster_they_point_to() -> None:
     catalogue = Catalogue(
         item_ids=pa.array([1, 2, 3, 4]),
+        popularity=np.ones(4),
         daily=sparse.csr_array(np.ones((1, 4))),
         tags=((), (), (), ()),
         vectors={"content": np.array([[1, 0], [3, 1], [0, 2], [5, 5]], np.float32)},
@@ -98,5 +99,7 @@ def test_picks_belong_to_the_item_cluster_they_point_to() -> None:
 
 
 def test_without_clusters_there_are_no_onboarding_groups() -> None:
-    catalogue = Catalogue(pa.array([1]), sparse.csr_array(np.ones((1, 1))), ((),), {}, {})
+    catalogue = Catalogue(
+        pa.array([1]), np.ones(1), sparse.csr_array(np.ones((1, 1))), ((),), {}, {}
+    )
     assert nearest_groups({}, catalogue) is None

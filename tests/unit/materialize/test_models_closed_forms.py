@@ -178,7 +178,7 @@ def test_logistic_regression_finds_the_log_odds_that_the_offset_leaves() -> None
 
 
 def _counted(events: list[tuple[int, int]]) -> sparse.csr_array:
-    """Return counts of two items on ten days before the cut-off, of events (day, item)."""
+    """Return counts of two items on ten days before test rows begin, of events (day, item)."""
     cells = np.array(events).T
     return sparse.csr_array((np.ones(len(events)), (cells[0], cells[1])), shape=(10, 2))
 
@@ -187,14 +187,8 @@ def test_the_prior_knows_what_was_popular_before_the_row_s_moment() -> None:
     # Three events of item 0 long ago, two of item 1 yesterday and one the day before.
     daily = _counted([(0, 0), (1, 0), (1, 0), (8, 1), (9, 1), (9, 1)])
     tiny = tiny_cohort().cohort
-    cutoff, day = tiny.cutoff, np.timedelta64(1, "D")
-    moments = [
-        cutoff - 30 * day,
-        cutoff - 1 * day,
-        cutoff - np.timedelta64(12, "h"),
-        cutoff,
-        cutoff + 5 * day,
-    ]
+    end, day = tiny.judged_from, np.timedelta64(1, "D")
+    moments = [end - 30 * day, end - day, end - np.timedelta64(12, "h"), end, end + 5 * day]
     cohort = replace(
         tiny,
         horizon_days=4,
@@ -204,7 +198,7 @@ def test_the_prior_knows_what_was_popular_before_the_row_s_moment() -> None:
     prior = ItemPrior(cohort)
     row, item = np.divmod(np.arange(10), 2)
     found = prior.features(row, item)
-    # One event is added to each item; whole days count, and none from the cut-off on.
+    # One event is added to each item; whole days count, and none from where test rows begin.
     whole = np.array([1 / 2, 1 / 2, 4 / 6, 2 / 6, 4 / 6, 2 / 6, 4 / 8, 4 / 8, 4 / 8, 4 / 8])
     late = np.array([1 / 2, 1 / 2, 1 / 3, 2 / 3, 1 / 3, 2 / 3, 1 / 5, 4 / 5, 1 / 5, 4 / 5])
     np.testing.assert_allclose(found, np.log(np.stack([whole, late], axis=1)))
@@ -221,7 +215,7 @@ def test_the_prior_of_a_training_row_knows_nothing_of_its_horizon() -> None:
     rows = np.flatnonzero(cohort.training)
     daily = cohort.catalogue.daily.toarray()
     late = daily.copy()
-    late[-cohort.horizon_days :] = 0  # what training users do in the last days before the cut-off
+    late[-cohort.horizon_days :] = 0  # the last days before test rows begin
     assert not np.array_equal(late, daily)
     other = replace(cohort, catalogue=replace(cohort.catalogue, daily=sparse.csr_array(late)))
     item = np.zeros(len(rows), np.int64)

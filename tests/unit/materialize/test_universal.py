@@ -108,7 +108,7 @@ def test_a_cohort_of_which_nothing_can_be_asked_is_refused() -> None:
         _measure(replace(tiny, cohort=nothing))
 
 
-@pytest.mark.parametrize(("days_behind", "expected"), [(14, HORIZON_DAYS), (13, 7)])
+@pytest.mark.parametrize(("days_behind", "expected"), [(28, HORIZON_DAYS), (27, 7)])
 def test_the_horizon_is_fourteen_days_where_the_data_reach(days_behind: int, expected: int) -> None:
     tiny = _known()
     end = CUTOFF + np.timedelta64(days_behind, "D")
