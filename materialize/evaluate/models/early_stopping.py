@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import nn
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["fit_until_worse"]
 
