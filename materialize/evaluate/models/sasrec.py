@@ -134,7 +134,7 @@ class SasRec:
 
     State: ``user_factors`` and ``item_factors``, whose last numbers are 1 and the item's bias. One
     fit serves all tasks and seeds of a cohort: it learns from events before the cut-off alone, and
-    takes most of a minute.
+    takes a minute or two.
 
     References
     ----------
