@@ -58,7 +58,8 @@ def open_events(
     ``from`` on, their horizons end by ``until``, and ``at`` is the one moment of label times
     ``cutoff``. The training side ends, and the test side begins, a horizon after the cut-off, or
     with label times ``active_days`` with the day by whose end half of the later events have
-    happened, but a horizon at least after the cut-off and before the end of the data.
+    happened, but a horizon at least after the cut-off and before the end of the data. A third side,
+    ``every``, is both together.
 
     Parameters
     ----------
@@ -104,6 +105,12 @@ def open_events(
             raise DataFault(
                 f"evaluation.cutoff {iso}: no event lies before it. Choose a later instant."
             )
+        if cutoff + horizon > end:
+            raise DataFault(
+                f"evaluation.cutoff {iso} plus evaluation.horizon_days reaches beyond the end "
+                f"of the data ({_date(db)} 00:00 UTC). Choose an earlier cut-off or a shorter "
+                "horizon."
+            )
         judged_from = cutoff + horizon
         if evaluation.label_times == "active_days":
             judged_from = max(min(_scalar(db, _HALF), end - horizon), judged_from)
@@ -115,12 +122,6 @@ def open_events(
             db.execute(f"SET VARIABLE {side}_from = {start}")
             db.execute(f"SET VARIABLE {side}_at = {start}")
             db.execute(f"SET VARIABLE {side}_until = {until}")
-        if cutoff + horizon > end:
-            raise DataFault(
-                f"evaluation.cutoff {iso} plus evaluation.horizon_days reaches beyond the end "
-                f"of the data ({_date(db)} 00:00 UTC). Choose an earlier cut-off or a shorter "
-                "horizon."
-            )
         yield db
 
 

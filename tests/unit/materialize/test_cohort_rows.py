@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from encoder.errors import EvaluationFault
+from encoder.errors import DataFault, EvaluationFault
 from materialize.config import RepoSettings, load_settings
 from materialize.evaluate.cohort_build import build_cohort
 from materialize.evaluate.cohort_files import load_cohort
@@ -138,6 +138,17 @@ def test_what_is_fitted_on_ends_where_what_is_judged_begins(
     assert max(fitted) + evaluation.horizon_days * DAY_US == min(judged)
     users = np.array([user for user, *_ in rows])
     assert [training for *_, training in rows] == training_users(users).tolist()
+
+
+@pytest.mark.parametrize("label_times", ["cutoff", "active_days"])
+def test_cut_off_behind_the_last_event_is_refused(settings: RepoSettings, label_times: str) -> None:
+    late = {"cutoff": "2020-02-11T00:00:00Z", "horizon_days": 4, "label_times": label_times}
+    found, clean = dataset(evaluation=late), CleanTables(settings.data_dir)
+    with (
+        pytest.raises(DataFault, match="reaches beyond the end of the data"),
+        open_events(found, clean, memory_limit_mb=256, seed=0),
+    ):
+        pass
 
 
 def _rows(
