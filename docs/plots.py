@@ -1,6 +1,6 @@
 """Draws the report's plots of studies as SVG, for pages that run no script.
 
-PYTHONPATH=. python docs/plots.py docs/studies/ablations.json --metric auc_micro --metric ndcg@50_taste
+PYTHONPATH=. python docs/plots.py docs/studies/decay.json --metric auc_micro --metric ndcg@50_taste
 """
 
 from __future__ import annotations
