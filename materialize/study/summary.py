@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -68,12 +68,30 @@ def summarise(facts: Mapping[str, Any], results: Sequence[VariantResult]) -> dic
 
         What is not defined is None.
     """
-    finished = [result for result in results if result.training]
+    finished = _of_compared_seeds([result for result in results if result.training])
     return {
         **facts,
         "variants": [_told(result) for result in finished],
         "results": _figures(finished),
     }
+
+
+def _of_compared_seeds(results: Sequence[VariantResult]) -> list[VariantResult]:
+    """Leave out the default's seeds that no other variant has: its figure stands beside theirs.
+
+    All studies share the default's units, and some have more seeds than others.
+    """
+    seeds = {k for result in results if result.variant.name != DEFAULT for k in result.training}
+    return [
+        replace(
+            result,
+            training={k: v for k, v in result.training.items() if k in seeds},
+            measurements=[m for m in result.measurements if m.seed in seeds],
+        )
+        if result.variant.name == DEFAULT and seeds & set(result.training)
+        else result
+        for result in results
+    ]
 
 
 def _told(result: VariantResult) -> dict[str, Any]:

@@ -70,6 +70,15 @@ def test_a_difference_is_paired_over_users_and_common_seeds() -> None:
     assert _row(summary, "default")["against_default"] is None
 
 
+def test_the_default_is_shown_with_the_seeds_that_others_have() -> None:
+    default = _result("default", {0: 0.70, 1: 0.72, 2: 0.78})
+    summary = summarise(FACTS, [default, _result("30d", {0: 0.69, 1: 0.69})])
+    assert _row(summary, "default")["value"] == pytest.approx(0.71)  # (.70 + .72) / 2
+    assert summary["variants"][0]["seeds"] == [0, 1]
+    alone = summarise(FACTS, [default])
+    assert _row(alone, "default")["value"] == pytest.approx(2.2 / 3)
+
+
 def test_p_is_corrected_for_all_variants() -> None:
     others = [_result(f"{k}d", {0: 0.6}) for k in range(4)]
     summary = summarise(FACTS, [_result("default", {0: 0.7}), *others])
