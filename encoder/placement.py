@@ -64,6 +64,21 @@ class Placement:
             distributed.all_reduce(values)
         return values
 
+    def gathered(self, rows: Tensor) -> Tensor:
+        """Return the rows of all processes, in their order; gradients flow to one's own only.
+
+        Parameters
+        ----------
+        rows : float (n, dim)
+            As many in every process.
+        """
+        if self.world_size == 1:
+            return rows
+        parts = [torch.empty_like(rows) for _ in range(self.world_size)]
+        distributed.all_gather(parts, rows.detach().contiguous())
+        parts[self.rank] = rows
+        return torch.cat(parts)  # (world_size * n, dim)
+
     def agreed(self, values: Tensor) -> Tensor:
         """Return the leading process's ``values``, so that all take the same decision."""
         if self.world_size > 1:

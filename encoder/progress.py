@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -55,9 +55,13 @@ class EpochRecord:
     compatibility_error: float | None = None
 
 
+Record = TypeVar("Record")
+At = TypeVar("At")
+
+
 @dataclass
-class Progress:
-    """The scalars of a checkpoint."""
+class Progress(Generic[Record]):
+    """The scalars of a checkpoint; ``history`` holds one dataclass an epoch."""
 
     epoch: int = 0
     step_in_epoch: int = 0
@@ -66,7 +70,7 @@ class Progress:
     row_sum: int = 0
     best_epoch: int = 0
     best_loss: float = math.inf
-    history: list[EpochRecord] = field(default_factory=list)
+    history: list[Record] = field(default_factory=list)
 
 
 def save_run(
@@ -74,7 +78,7 @@ def save_run(
     run: str,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    at: Progress,
+    at: Progress[Record],
     best: Mapping[str, Tensor],
 ) -> None:
     """Write the checkpoint of a run: weights, the best ones, optimiser state and scalars."""
@@ -86,9 +90,17 @@ def save_run(
 
 
 def resume_run(
-    path: Path, run: str, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[Progress, dict[str, Tensor]]:
-    """Load a checkpoint into model and optimizer; return the scalars and the best weights."""
+    path: Path,
+    run: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    record: Callable[..., Record],
+    progress: Callable[..., At],
+) -> tuple[At, dict[str, Tensor]]:
+    """Load a checkpoint into model and optimizer; return the scalars and the best weights.
+
+    ``progress`` makes the scalars from their fields, ``record`` an epoch of the history.
+    """
     tensors, scalars = read_checkpoint(path, run)
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
     for name, tensor in tensors.items():
@@ -101,5 +113,5 @@ def resume_run(
         state.setdefault(int(index), {})[name] = tensor
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-    scalars["history"] = [EpochRecord(**record) for record in scalars["history"]]
-    return Progress(**scalars), parts["best"]
+    scalars["history"] = [record(**told) for told in scalars["history"]]
+    return progress(**scalars), parts["best"]

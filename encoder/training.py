@@ -207,10 +207,12 @@ def train(
         n_rows = inputs.training.n_rows
         epochs = config.epochs(n_rows)
         total_steps = steps_per_epoch * epochs
-        at = Progress()
+        at: Progress[EpochRecord] = Progress()
         best: dict[str, Tensor] = {}
         if resume and checkpoint.exists():
-            at, best = resume_run(checkpoint, run, model, optimizer)
+            at, best = resume_run(
+                checkpoint, run, model, optimizer, EpochRecord, Progress[EpochRecord]
+            )
             logger.info("run %s resumed at epoch %s, step %s", run, at.epoch + 1, at.step_in_epoch)
 
         with tqdm(
@@ -353,7 +355,7 @@ def _compatibility_loss(
     return CompatibilityLoss(variance), compatibility.weight * (1.0 + predicted)
 
 
-def _out_of_patience(at: Progress, config: TrainingConfig) -> bool:
+def _out_of_patience(at: Progress[EpochRecord], config: TrainingConfig) -> bool:
     return at.epoch - at.best_epoch >= config.patience
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from encoder.autoencoder import AutoencoderConfig
 from encoder.placement import DeviceChoice, Precision
+from encoder.schedule import warm_cosine
 
 __all__ = ["TrainingConfig"]
 
@@ -94,9 +94,6 @@ class TrainingConfig:
 
     def learning_rate_at(self, step: int, total_steps: int) -> float:
         """Return the learning rate of zero-based ``step``."""
-        if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
-        if self.schedule == "constant":
+        if self.schedule == "constant" and step >= self.warmup_steps:
             return self.learning_rate
-        done = (step - self.warmup_steps) / max(total_steps - self.warmup_steps, 1)
-        return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
+        return warm_cosine(step, total_steps, self.learning_rate, self.warmup_steps)

@@ -1,0 +1,141 @@
+"""Contrastive training finds what was planted, and resumes to the bit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from encoder.clue.config import ClueTrainingConfig
+from encoder.clue.grad_cache import Chunks
+from encoder.clue.network import ClueConfig
+from encoder.clue.training import ClueResult, train_clue
+from encoder.errors import DataFault, TrainingFault
+from encoder.progress import save_run
+from tests.unit.encoder.clue.planted import TOPICS, planted
+
+CONFIG = ClueTrainingConfig(
+    model=ClueConfig(embedding_dim=16, width=32, head_width=16, item_layers=1, service_layers=1,
+                     max_item_tokens=8, max_events=6),
+    batch_size=64, max_epochs=8, warmup_steps=5, validation_users=16, held_out_share=0.15,
+    device="cpu",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> ClueResult:
+    sequences, tokenizer, _ = planted(600)
+    folder = tmp_path_factory.mktemp("clue")
+    return train_clue(sequences, tokenizer.vocabulary, CONFIG, folder, progress=False)
+
+
+def test_users_of_a_topic_are_found_across_services(trained: ClueResult) -> None:
+    # Six topics in batches of 16: only the topic can be known, so at best about 16 / 6 users
+    # share the first place. A guess has the loss log(16) = 2.77.
+    best = trained.history[trained.best_epoch - 1]
+    assert best.validation_loss < 2.77 - 0.9
+    assert best.validation_mrr > 0.4
+    assert trained.network.log_scale.exp() < 200
+
+
+def test_vectors_of_two_services_agree_by_topic(trained: ClueResult) -> None:
+    sequences, _, topic = planted(600)
+    users = np.arange(120, 600)  # with both services
+    vectors = []
+    for service in sequences.services.values():
+        newest = np.minimum(service.lengths[users], 6)
+        events, there = service.windows(users, np.zeros_like(newest), newest, 6)
+        with torch.no_grad():
+            out = trained.network(
+                torch.from_numpy(sequences.tokens),
+                torch.from_numpy(events),
+                torch.from_numpy(there),
+            )
+        vectors.append(out.service.numpy())
+    means = [np.stack([v[topic[users] == t].mean(0) for t in range(TOPICS)]) for v in vectors]
+    assert (np.argmax(means[0] @ means[1].T, axis=1) == np.arange(TOPICS)).all()
+
+
+def test_history_tells_cost_and_speed(trained: ClueResult) -> None:
+    history = trained.history
+    assert [epoch.epoch for epoch in history] == list(range(1, len(history) + 1))
+    assert all(epoch.tokens_per_second > 0 for epoch in history)
+    flops = [epoch.model_flops for epoch in history]
+    assert flops == sorted(set(flops))
+    assert history[-1].executed_flops >= history[-1].model_flops
+
+
+def _weights(result: ClueResult) -> dict[str, torch.Tensor]:
+    return result.network.state_dict()
+
+
+def test_a_killed_run_ends_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sequences, tokenizer, _ = planted()
+    config = replace(CONFIG, max_epochs=2, checkpoint_every_steps=1, chunks=Chunks(50, 30))
+    whole = train_clue(sequences, tokenizer.vocabulary, config, tmp_path / "a", progress=False)
+
+    saved = 0
+
+    def killed(*arguments: Any) -> None:
+        nonlocal saved
+        save_run(*arguments)
+        saved += 1
+        if saved == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("encoder.clue.training.save_run", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_clue(sequences, tokenizer.vocabulary, config, tmp_path / "b", progress=False)
+    monkeypatch.undo()
+    resumed = train_clue(sequences, tokenizer.vocabulary, config, tmp_path / "b", progress=False)
+    assert all(torch.equal(w, _weights(resumed)[k]) for k, w in _weights(whole).items())
+    told = ("train_loss", "validation_loss", "steps", "model_flops", "executed_flops")
+    for one, other in zip(whole.history, resumed.history, strict=True):
+        assert [getattr(one, k) for k in told] == [getattr(other, k) for k in told]
+
+
+def test_steps_end_where_they_are_told_to(tmp_path: Path) -> None:
+    sequences, tokenizer, _ = planted()
+    config = replace(CONFIG, max_steps=2)
+    result = train_clue(sequences, tokenizer.vocabulary, config, tmp_path, progress=False)
+    assert result.history[-1].steps == 2
+    assert not result.stopped_early
+
+
+def test_another_configuration_does_not_go_on(tmp_path: Path) -> None:
+    sequences, tokenizer, _ = planted()
+    config = replace(CONFIG, max_steps=1)
+    train_clue(sequences, tokenizer.vocabulary, config, tmp_path, progress=False)
+    with pytest.raises(TrainingFault, match="belongs to run"):
+        train_clue(
+            sequences, tokenizer.vocabulary, replace(config, seed=1), tmp_path, progress=False
+        )
+
+
+def test_too_few_users_are_told(tmp_path: Path) -> None:
+    sequences, tokenizer, _ = planted()
+    for name, config in {
+        "batch_size 5,000": replace(CONFIG, batch_size=5_000),
+        "validation_users 200": replace(CONFIG, validation_users=200),
+    }.items():
+        with pytest.raises(DataFault, match=f"{name} given, no pair of services"):
+            train_clue(sequences, tokenizer.vocabulary, config, tmp_path)
+    shorter = replace(CONFIG, model=replace(CONFIG.model, max_item_tokens=4))
+    with pytest.raises(ValueError, match="Items of 8 tokens given, max_item_tokens is 4"):
+        train_clue(sequences, tokenizer.vocabulary, shorter, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("batch_size", 1), ("max_steps", 0), ("crop", 0.0), ("guide_dropout", 1.0),
+     ("user_share", 1.5), ("held_out_share", 0.0), ("learning_rate", 0.0), ("patience", 0)],
+)  # fmt: skip
+def test_settings_are_checked(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{field} {value} given"):
+        ClueTrainingConfig(**{field: value})  # type: ignore[arg-type]
