@@ -99,6 +99,10 @@ class ItemTokenizer:
                 rows[row, 1 : 1 + len(ids)] = ids
         return rows
 
+    def text(self, tokens: Iterable[int]) -> str:
+        """Return what tokens say, without guide tokens and padding: to look at, not to encode."""
+        return str(self._bpe.decode([int(token) for token in tokens])).strip()
+
     @cached_property
     def _bpe(self) -> Tokenizer:
         from tokenizers import Tokenizer
