@@ -14,7 +14,9 @@ __all__ = ["LinearProbe"]
 
 logger = logging.getLogger(__name__)
 
-_L2_PATH = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+_L2_PATH = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 3e-2, 1e-2, 1e-3, 1e-4, 1e-5)
+"""A few hundred rows with a few hundred features want strong L2: with 0.1 as the strongest, every
+probe on MovieLens 1M chose it, and the more features it had, the more it lost."""
 _HELD_OUT_SHARE = 0.2
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,10 @@ class NetworkProbe:
         Width of the hidden layer.
     dropout : float
         Share of the hidden units that are left out of a step, [0, 1).
-    learning_rate, weight_decay : float
+    learning_rate : float
         Of AdamW.
+    weight_decays : tuple of float
+        Tried one after the other; the one with the smallest held-out loss stays.
     batch_size : int
     max_epochs : int
     patience : int
@@ -38,13 +41,13 @@ class NetworkProbe:
 
     Notes
     -----
-    Features are standardised, constant ones set to 0. The weights of the best epoch are kept; they
-    have not seen the held-out users (20%), as those of a product's model would not. The same
-    input, seed and thread count give the same weights.
+    Features are standardised, constant ones set to 0. The weights of the best epoch of the best
+    weight decay are kept; they have not seen the held-out users (20%), as those of a product's
+    model would not. The same input, seed and thread count give the same weights.
 
-    State: ``fit`` learns ``mean`` and ``scale`` float32 (n_features,), ``network``, ``best_epoch``
-    (from 1) and ``held_out_losses`` (one an epoch, mean cross entropy of a target). A second
-    ``fit`` replaces all of it.
+    State: ``fit`` learns ``mean`` and ``scale`` float32 (n_features,), ``network``, the chosen
+    ``weight_decay``, its ``best_epoch`` (from 1) and ``held_out_losses`` (one an epoch, mean cross
+    entropy of a target). A second ``fit`` replaces all of it.
     """
 
     def __init__(
@@ -53,7 +56,7 @@ class NetworkProbe:
         *,
         dropout: float = 0.3,
         learning_rate: float = 1e-3,
-        weight_decay: float = 1e-2,
+        weight_decays: tuple[float, ...] = (1e-2, 1.0, 10.0, 30.0),
         batch_size: int = 128,
         max_epochs: int = 60,
         patience: int = 5,
@@ -62,8 +65,10 @@ class NetworkProbe:
             raise ValueError(
                 f"hidden {hidden} and dropout {dropout} given, at least 1 and [0, 1) expected."
             )
+        if not weight_decays:
+            raise ValueError("No weight decay given, at least one expected.")
         self.hidden, self.dropout = hidden, dropout
-        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.learning_rate, self.weight_decays = learning_rate, weight_decays
         self.batch_size, self.max_epochs, self.patience = batch_size, max_epochs, patience
 
     @property
@@ -112,11 +117,11 @@ class NetworkProbe:
         self._used = (spread > 1e-6).astype(np.float32)
         self.scale = np.where(spread > 1e-6, spread, 1.0).astype(np.float32)
         inputs, labels = self._inputs(x), torch.from_numpy(y.astype(np.float32))
-        generator = torch.Generator().manual_seed(seed)
-        self.network = _OneHidden(x.shape[1], self.hidden, y.shape[1], generator)
-        self._train(
-            inputs[~held_rows], labels[~held_rows], inputs[held_rows], labels[held_rows], generator
-        )
+        data = (inputs[~held_rows], labels[~held_rows], inputs[held_rows], labels[held_rows])
+        tried = [self._trained(*data, weight_decay, seed) for weight_decay in self.weight_decays]
+        best = min(tried, key=lambda one: min(one.held_out_losses))
+        self.network, self.held_out_losses = best.network, best.held_out_losses
+        self.weight_decay, self.best_epoch = best.weight_decay, best.best_epoch
         return self
 
     @torch.inference_mode()
@@ -140,24 +145,27 @@ class NetworkProbe:
         picked *= self._used / self.scale
         return torch.from_numpy(picked)
 
-    def _train(
+    def _trained(
         self,
         inputs: Tensor,
         labels: Tensor,
         held: Tensor,
         truth: Tensor,
-        generator: torch.Generator,
-    ) -> None:
+        weight_decay: float,
+        seed: int,
+    ) -> _Trained:
+        """Return the network at its best epoch."""
+        generator = torch.Generator().manual_seed(seed)
+        network = _OneHidden(inputs.shape[1], self.hidden, labels.shape[1], generator)
         optimiser = torch.optim.AdamW(
-            self.network.parameters(), self.learning_rate, weight_decay=self.weight_decay
+            network.parameters(), self.learning_rate, weight_decay=weight_decay
         )
-        self.held_out_losses: list[float] = []
-        best = copy.deepcopy(self.network.state_dict())
-        self.best_epoch = 0
+        losses: list[float] = []
+        best, best_epoch = copy.deepcopy(network.state_dict()), 0
         for epoch in range(1, self.max_epochs + 1):
             order = torch.randperm(len(inputs), generator=generator)
             for rows in torch.split(order, self.batch_size):
-                logits = self.network(inputs[rows], self.dropout, generator)  # (n, n_targets)
+                logits = network(inputs[rows], self.dropout, generator)  # (n, n_targets)
                 loss = binary_cross_entropy_with_logits(logits, labels[rows])
                 if not torch.isfinite(loss):
                     raise FloatingPointError(f"The loss is {loss.item()} in epoch {epoch}.")
@@ -165,15 +173,26 @@ class NetworkProbe:
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
             with torch.inference_mode():
-                found = binary_cross_entropy_with_logits(self.network(held), truth).item()
-            self.held_out_losses.append(found)
-            if found == min(self.held_out_losses):
-                self.best_epoch = epoch
-                best = copy.deepcopy(self.network.state_dict())
-            elif epoch - self.best_epoch >= self.patience:
+                losses.append(binary_cross_entropy_with_logits(network(held), truth).item())
+            if losses[-1] == min(losses):
+                best, best_epoch = copy.deepcopy(network.state_dict()), epoch
+            elif epoch - best_epoch >= self.patience:
                 break
-        self.network.load_state_dict(best)
-        logger.debug("hidden %d: best epoch %d", self.hidden, self.best_epoch)
+        network.load_state_dict(best)
+        logger.debug(
+            "hidden %d, weight decay %g: best epoch %d", self.hidden, weight_decay, best_epoch
+        )
+        return _Trained(network, weight_decay, best_epoch, losses)
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A network at its best epoch, and how it came there."""
+
+    network: _OneHidden
+    weight_decay: float
+    best_epoch: int
+    held_out_losses: list[float]
 
 
 class _OneHidden(nn.Module):

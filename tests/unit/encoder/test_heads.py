@@ -50,8 +50,8 @@ def test_noise_gets_strong_l2_and_signal_weak() -> None:
     x, y, users = _planted(400, d=40)
     signal = LinearProbe().fit(x, y, users, seed=0)
     noise = LinearProbe().fit(x, rng.permutation(y), users, seed=0)
-    assert noise.l2 == max(noise.held_out_losses)
-    assert signal.l2 < noise.l2
+    assert noise.l2 >= 1
+    assert signal.l2 < noise.l2 / 10
     assert signal.held_out_losses[signal.l2] == min(signal.held_out_losses.values())
 
 
@@ -63,7 +63,7 @@ def test_held_out_part_shares_no_user_with_the_fit() -> None:
     x = rng.standard_normal((60, 50)).astype(np.float32)[users]
     y = (rng.random((60, 2)) < 0.5)[users]
     probe = LinearProbe().fit(x, y, users, seed=0)
-    assert probe.l2 == max(probe.held_out_losses)
+    assert probe.l2 >= 1
 
 
 def test_constant_column_and_single_class_target_are_harmless() -> None:

@@ -38,10 +38,26 @@ def test_keeps_the_epoch_with_the_lowest_held_out_loss() -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((200, 40)).astype(np.float32)
     y = rng.random((200, 1)) < 0.5  # noise: it can only overfit
-    network = NetworkProbe(64, patience=3, learning_rate=1e-2).fit(x, y, np.arange(200), seed=0)
+    network = NetworkProbe(64, patience=3, learning_rate=1e-2, weight_decays=(0.01,))
+    network.fit(x, y, np.arange(200), seed=0)
     losses = network.held_out_losses
     assert losses[network.best_epoch - 1] == min(losses)
     assert len(losses) == network.best_epoch + 3
+
+
+def test_keeps_the_weight_decay_that_held_out_users_like_best() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((120, 200)).astype(np.float32)
+    y = x[:, [0]] + rng.standard_normal((120, 1)) > 0  # little to learn, much to learn by heart
+    users = np.arange(120)
+    chosen = NetworkProbe(32).fit(x, y, users, seed=0)
+    alone = {
+        decay: NetworkProbe(32, weight_decays=(decay,)).fit(x, y, users, seed=0)
+        for decay in (1e-2, 1.0, 10.0, 30.0)
+    }
+    best = min(alone, key=lambda decay: min(alone[decay].held_out_losses))
+    assert chosen.weight_decay == best > 1e-2
+    assert np.array_equal(chosen.scores(x), alone[best].scores(x))
 
 
 def test_a_constant_feature_changes_nothing() -> None:
@@ -76,6 +92,8 @@ def test_what_cannot_be_fitted_is_refused(changes: dict[str, Any], match: str) -
 def test_a_width_of_none_and_other_columns_are_refused() -> None:
     with pytest.raises(ValueError, match="hidden 0"):
         NetworkProbe(0)
+    with pytest.raises(ValueError, match="No weight decay given"):
+        NetworkProbe(8, weight_decays=())
     x, y, users = _product(50)
     network = NetworkProbe(4, max_epochs=1).fit(x, y, users, seed=0)
     with pytest.raises(ValueError, match=r"\(n_rows, 6\) expected"):
