@@ -33,7 +33,7 @@ Int64 = npt.NDArray[np.int64]
 _MAX_TAGS = 256
 _MIN_ROWS = 2
 # A column of the sparse features learns from few rows: larger steps, less decay than the head's.
-_SETTINGS = TowerSettings(learning_rate=3e-3, weight_decays=(0.3, 3.0))
+_SETTINGS = TowerSettings(learning_rate=3e-3, weight_decays=(0.03, 0.3, 3.0))
 
 
 class FeatureSum(nn.Module):

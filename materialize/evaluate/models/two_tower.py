@@ -57,7 +57,7 @@ class TowerSettings:
 
     factors: int = 32
     learning_rate: float = 1e-3
-    weight_decays: tuple[float, ...] = (3.0, 15.0)
+    weight_decays: tuple[float, ...] = (3.0, 15.0, 60.0)
     max_epochs: int = 15
     patience: int = 1
     batch_pairs: int = 4096
