@@ -229,6 +229,22 @@ def test_large_catalogue_is_also_asked_by_kind(monkeypatch: pytest.MonkeyPatch) 
     assert mine.figure.minus(theirs.figure).interval.low > 0.02
 
 
+def test_news_of_tomorrow_are_asked_by_kind_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("materialize.evaluate.future._MANY_ITEMS", 50)
+    tiny = tiny_cohort(n_users=400)
+    # Four fifths of the test rows consume nothing that was known at the cut-off.
+    test = np.flatnonzero(~tiny.cohort.training)
+    keeps = np.ones(len(tiny.cohort), np.int8)
+    keeps[test[np.arange(len(test)) % 5 > 0]] = 0
+    future = sparse.csr_array(tiny.cohort.future.multiply(keeps[:, None]))
+    future.eliminate_zeros()
+    cohort = replace(tiny.cohort, future=future)
+    found, told = measure(cohort, tiny.encoder, ["popularity"])
+    assert {metric.partition("_")[0] for metric, _, _ in found} == {"kind"}
+    assert "were known at the cut-off" in told.skipped["single items"]
+    assert "pairs" not in told.details
+
+
 def test_kinds_are_the_items_of_a_cohort_by_kind() -> None:
     tiny = tiny_cohort()
     cohort, kinds = tiny.cohort, kind_cohort(tiny.cohort)
