@@ -79,6 +79,28 @@ def test_onnx_runtime_agrees_with_torch(artifact: EncoderArtifact) -> None:
     assert difference.max() <= PARITY
 
 
+@pytest.mark.parametrize(
+    ("largest", "error", "accepted"),
+    [(100.0, 5e-4, True), (100.0, 2e-3, False), (0.01, 5e-6, True), (0.01, 2e-5, False)],
+)
+def test_large_embeddings_may_round_more_coarsely(
+    monkeypatch: pytest.MonkeyPatch, largest: float, error: float, accepted: bool
+) -> None:
+    monkeypatch.setattr(
+        DenoisingAutoencoder, "encode", lambda _, inputs: torch.full((len(inputs), 8), largest)
+    )
+    monkeypatch.setattr(
+        EncoderArtifact,
+        "encode_inputs",
+        lambda _, inputs: np.full((len(inputs), 8), largest + error),
+    )
+    if accepted:
+        export_tiny()
+    else:
+        with pytest.raises(ArtifactError, match="ONNX Runtime differs from torch by"):
+            export_tiny()
+
+
 def test_a_graph_that_differs_from_the_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     other = DenoisingAutoencoder(
         Preprocessor.fit(SCHEMA, [random_batch(SCHEMA, 200)]).input_slices,
