@@ -25,7 +25,7 @@ from materialize.evaluate.summary import (
 )
 from materialize.evaluate.task import MAX_ROWS, RESAMPLES, SEEDS, Progress, Task
 from materialize.evaluate.tasks import TASKS, load_task
-from materialize.evaluate.units import Unit, read_unit, write_unit
+from materialize.evaluate.units import MEASURES, Unit, read_unit, write_unit
 
 if TYPE_CHECKING:
     from encoder.artifact import EncoderArtifact
@@ -43,8 +43,6 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
-
-_FORMAT = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -316,7 +314,7 @@ def _key(
     """Return 12 hex digits of everything that a unit's figures depend on, beside task and seed."""
     content = json.dumps(
         [
-            _FORMAT,
+            MEASURES,
             version("palate"),
             encoder.encoder_version,
             cohort.fingerprint,

@@ -13,7 +13,11 @@ import numpy as np
 
 from materialize.evaluate.measurement import Measurement
 
-__all__ = ["Unit", "read_unit", "unit_path", "write_unit"]
+__all__ = ["MEASURES", "Unit", "read_unit", "unit_path", "write_unit"]
+
+MEASURES = 2
+"""Raise it when a task or a baseline would measure something else of the same data: figures that
+were measured before are then not taken for new ones."""
 
 _SCALARS = tuple(f.name for f in fields(Measurement) if f.name != "replicates")
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from materialize.config import RepoSettings
 from materialize.evaluate.tasks import TASKS
-from materialize.evaluate.units import unit_path
+from materialize.evaluate.units import MEASURES, unit_path
 from materialize.features import current_modalities
 from materialize.study.fit import Unit
 from materialize.study.rows import StudyRows
@@ -238,6 +238,7 @@ def plan_study(
     )
     content = [
         version("palate"),
+        MEASURES,
         rows.source().fingerprint,
         CleanTables(settings.data_dir).fingerprint(),
         schema.to_dict(),
