@@ -14,6 +14,7 @@ from tests.architecture.modules import FOLDERS, ROOT, Import, files, imports
 # The third parties and own folders that each folder may name, anywhere in its files.
 _DATA = {"numpy", "pyarrow", "scipy", "sklearn", "fsspec", "safetensors", "tqdm", "threadpoolctl"}
 _ENCODER = {"encoder", "torch", "onnx", "onnxruntime", "onnxscript", "sentence_transformers"}
+_ENCODER |= {"tokenizers"}
 MAY_IMPORT = {
     "encoder": _DATA | _ENCODER,
     "transforms": _DATA
@@ -44,6 +45,11 @@ MAY_IMPORT = {
 TORCH_ON_LOAD = {
     "encoder/autoencoder.py",
     "encoder/checkpoint.py",
+    "encoder/clue/flops.py",
+    "encoder/clue/grad_cache.py",
+    "encoder/clue/info_nce.py",
+    "encoder/clue/network.py",
+    "encoder/clue/training.py",
     "encoder/compatibility.py",
     "encoder/export.py",
     "encoder/heads.py",
