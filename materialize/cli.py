@@ -19,6 +19,7 @@ from materialize.cli_evaluate import evaluate_command
 from materialize.cli_ledger import ledger_group
 from materialize.cli_materialize import materialize_command
 from materialize.cli_options import DRY_RUN, QUIET, REPO, SPACE, print_json
+from materialize.cli_scaling import scaling_group
 from materialize.cli_similar import neighbours_group, similar_command
 from materialize.cli_spaces import spaces_group
 from materialize.cli_stream import stream_group
@@ -32,6 +33,7 @@ __all__ = ["main"]
 _EXTRAS = {
     **dict.fromkeys(("jinja2", "onnx", "onnxscript", "plotly", "torch"), "train"),
     "faiss": "neighbours",
+    "tokenizers": "clue",
 }
 """Package that serving does without -> the extra that brings it."""
 
@@ -206,6 +208,7 @@ main.add_command(neighbours_group)
 main.add_command(similar_command)
 main.add_command(spaces_group)
 main.add_command(stream_group)
+main.add_command(scaling_group)
 main.add_command(study_group)
 
 

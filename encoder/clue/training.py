@@ -26,7 +26,7 @@ from encoder.placement import Placement, placement
 from encoder.progress import Progress, resume_run, save_run
 from encoder.schedule import warm_cosine
 
-__all__ = ["ClueEpoch", "ClueResult", "train_clue"]
+__all__ = ["ClueEpoch", "ClueResult", "train_clue", "training_pairs"]
 
 logger = logging.getLogger(__name__)
 
@@ -261,8 +261,15 @@ def train_clue(
     )
 
 
-def _parts(sequences: UserSequences, config: ClueTrainingConfig) -> tuple[Pairs, Pairs]:
-    training = Pairs(
+def training_pairs(sequences: UserSequences, config: ClueTrainingConfig) -> Pairs:
+    """Return the users to train on.
+
+    Raises
+    ------
+    DataFault
+        No user has two views.
+    """
+    return Pairs(
         sequences,
         "training",
         config.held_out_share,
@@ -272,6 +279,10 @@ def _parts(sequences: UserSequences, config: ClueTrainingConfig) -> tuple[Pairs,
         guide_dropout=config.guide_dropout,
         share=config.user_share,
     )
+
+
+def _parts(sequences: UserSequences, config: ClueTrainingConfig) -> tuple[Pairs, Pairs]:
+    training = training_pairs(sequences, config)
     validation = Pairs(
         sequences,
         "validation",

@@ -1,0 +1,181 @@
+"""The grid of a scaling study: sizes of the network, batches, lengths and shares of users."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from encoder.clue.config import ClueTrainingConfig
+from encoder.clue.grad_cache import Chunks
+from encoder.clue.network import ClueConfig
+
+__all__ = ["GRIDS", "Grid", "Point", "Size", "find_grid"]
+
+_REFERENCE_WIDTH = 128
+_REFERENCE_RATE = 1e-3
+
+
+@dataclass(frozen=True)
+class Size:
+    """A network: ``layers`` in each of the two transformers.
+
+    The learning rate falls with the root of the width, so that no size is hurt by another's.
+    """
+
+    width: int
+    layers: int
+
+    @property
+    def name(self) -> str:
+        """For example ``w128l2``."""
+        return f"w{self.width}l{self.layers}"
+
+    @property
+    def learning_rate(self) -> float:
+        """Peak of the schedule."""
+        return _REFERENCE_RATE * min(1.0, math.sqrt(_REFERENCE_WIDTH / self.width))
+
+
+@dataclass(frozen=True)
+class Point:
+    """One training of the grid.
+
+    Attributes
+    ----------
+    size : Size
+    batch_size : int
+        Users a step.
+    max_events : int
+        Newest events of a user in a service.
+    user_share : float
+        Share of the training users.
+    seed : int
+    """
+
+    size: Size
+    batch_size: int
+    max_events: int
+    user_share: float
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Unique in a grid, for example ``w128l2-b256-e32-u100-s0``."""
+        share = f"u{round(100 * self.user_share)}"
+        return f"{self.size.name}-b{self.batch_size}-e{self.max_events}-{share}-s{self.seed}"
+
+    def config(self, grid: Grid, max_steps: int | None = None) -> ClueTrainingConfig:
+        """Return how this point is trained."""
+        model = ClueConfig(
+            width=self.size.width,
+            item_layers=self.size.layers,
+            service_layers=self.size.layers,
+            head_width=min(32, self.size.width),
+            max_item_tokens=grid.max_item_tokens,
+            max_events=self.max_events,
+            seed=self.seed,
+        )
+        return ClueTrainingConfig(
+            model=model,
+            batch_size=self.batch_size,
+            max_epochs=grid.max_epochs,
+            max_steps=max_steps,
+            learning_rate=self.size.learning_rate,
+            warmup_steps=grid.warmup_steps,
+            user_share=self.user_share,
+            validation_users=grid.validation_users,
+            patience=grid.patience,
+            chunks=grid.chunks,
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is trained: every size with every batch, and beside it other lengths and shares.
+
+    Attributes
+    ----------
+    name : str
+    sizes : tuple of Size
+    batch_sizes : tuple of int
+    max_events : tuple of int
+        Tried with the middle batch; the longest is the one that batches are tried with.
+    user_shares : tuple of float
+        Tried with the middle batch; batches are tried with the largest.
+    budget : float
+        Operations of a training (forward and backward, see `Flops.model`).
+    vocabulary, max_item_tokens : int
+    validation_users : int
+        Negatives of the judged loss and one: the same everywhere, or losses cannot be compared.
+    max_epochs, patience, warmup_steps : int
+    seeds : tuple of int
+    chunks : Chunks
+    """
+
+    name: str
+    sizes: tuple[Size, ...]
+    batch_sizes: tuple[int, ...]
+    max_events: tuple[int, ...]
+    user_shares: tuple[float, ...]
+    budget: float
+    vocabulary: int = 8192
+    max_item_tokens: int = 24
+    validation_users: int = 256
+    max_epochs: int = 1000
+    patience: int = 8
+    warmup_steps: int = 50
+    seeds: tuple[int, ...] = (0,)
+    chunks: Chunks = field(default_factory=Chunks)
+
+    def points(self) -> list[Point]:
+        """Return all trainings, cheap sizes first, each once."""
+        length, share = max(self.max_events), max(self.user_shares)
+        batch_size = self.batch_sizes[len(self.batch_sizes) // 2]
+        found: dict[str, Point] = {}
+        for seed in self.seeds:
+            for size in self.sizes:
+                base = Point(size, batch_size, length, share, seed)
+                points = [replace(base, batch_size=batch) for batch in self.batch_sizes]
+                points += [replace(base, max_events=events) for events in self.max_events]
+                points += [replace(base, user_share=part) for part in self.user_shares]
+                found |= {point.name: point for point in points}
+        return list(found.values())
+
+
+_SMALL = (Size(32, 1), Size(64, 1), Size(96, 2), Size(128, 2), Size(192, 3), Size(256, 3))
+_LARGE = (Size(256, 4), Size(384, 6), Size(512, 8), Size(768, 8))
+
+GRIDS = {
+    grid.name: grid
+    for grid in (
+        # 0.05 to 5 million parameters beside the token table; a run is some minutes of two cores.
+        Grid("cpu", _SMALL, (32, 64, 128, 256, 512), (8, 16, 32), (0.25, 0.5, 1.0), 4e12),
+        # Up to 110 million; a run is some minutes of one accelerator.
+        Grid(
+            "gpu",
+            (*_SMALL[1::2], *_LARGE),
+            (64, 128, 256, 512, 1024, 2048),
+            (16, 32, 64),
+            (0.25, 0.5, 1.0),
+            2e16,
+            chunks=Chunks(16_384, 4096),
+        ),
+        # Shows that everything runs; its figures mean nothing.
+        Grid("smoke", _SMALL[:2], (16, 32), (4, 8), (0.5, 1.0), 2e9, 512, 8, 16, patience=2),
+    )
+}
+
+
+def find_grid(name: str, names: Sequence[str] = tuple(GRIDS)) -> Grid:
+    """Return a grid.
+
+    Raises
+    ------
+    ValueError
+        There is none of that name.
+    """
+    if name not in GRIDS:
+        raise ValueError(f"Grid {name!r} given; known: {', '.join(sorted(names))}.")
+    return GRIDS[name]
