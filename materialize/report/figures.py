@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from materialize.evaluate.probe import BASELINES, EMBEDDING
 from materialize.report.theme import GREY, INK, PALETTE, Figure, axis, figure, label, rows_axis
+from materialize.report.words import group_title, model_title
 
 __all__ = [
-    "MODEL_NAMES",
     "blocks_figure",
     "loss_figure",
+    "model_name",
     "probe_figure",
     "targets_figure",
 ]
 
-MODEL_NAMES = {
+_MODEL_NAMES = {
     EMBEDDING: "embedding",
     BASELINES[0]: "raw pooled features",
+    "raw_inputs": "raw inputs",
+    "raw": "network on raw features",
     BASELINES[1]: "popularity",
 }
-_MODEL_COLOURS = {EMBEDDING: PALETTE[0], BASELINES[0]: PALETTE[1], BASELINES[1]: GREY}
+"""In the order in which they are drawn; others follow."""
 
 _GROUP_NAMES = {"all": "all", "established": "20+ events", "cold": "up to 10 events"}
 
 _MIN_USERS_SHOWN = 50
 """The interval of a smaller group is so long that it would squeeze the others' bars."""
+
+
+def model_name(model: str) -> str:
+    """Return what a model of the probe is called in this report."""
+    return _MODEL_NAMES.get(model, model_title(model))
+
+
+def _model_colours(models: Iterable[str]) -> dict[str, str]:
+    """Return the models in drawing order with their colours; popularity is grey."""
+    known = set(models)
+    order = [m for m in _MODEL_NAMES if m in known] + sorted(known - set(_MODEL_NAMES))
+    palette = iter([*PALETTE, *[GREY] * len(order)])
+    return {m: GREY if m == BASELINES[1] else next(palette) for m in order}
 
 
 def loss_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
@@ -98,15 +114,19 @@ def probe_figure(probe: Mapping[str, Any], metric: str) -> Figure:
         for name, group in probe["groups"].items()
         if name == "all" or group["n_users"] >= _MIN_USERS_SHOWN
     }
-    labels = [f"{_GROUP_NAMES[g]}<br>{groups[g]['n_users']:,} users" for g in groups]
-    traces, ends = [], [0.55]
-    for model, name in MODEL_NAMES.items():
+    labels = [
+        f"{_GROUP_NAMES.get(name, group_title(name))}<br>{group['n_users']:,} users"
+        for name, group in groups.items()
+    ]
+    traces, ends, starts = [], [0.55], [0.5]
+    for model, colour in _model_colours(groups["all"]["models"]).items():
         figures = [group["models"][model][metric] for group in groups.values()]
         ends += [f["high"] for f in figures if f["high"] is not None]
+        starts += [f["low"] for f in figures if f["low"] is not None]
         traces.append(
             {
                 "type": "bar",
-                "name": name,
+                "name": model_name(model),
                 "x": labels,
                 # Bars start at chance: their length is what a model knows.
                 "base": 0.5,
@@ -120,7 +140,7 @@ def probe_figure(probe: Mapping[str, Any], metric: str) -> Figure:
                     "thickness": 1.3,
                     "width": 4,
                 },
-                "marker": {"color": _MODEL_COLOURS[model]},
+                "marker": {"color": colour},
                 "customdata": [
                     [_shown(f["value"]), _shown(f["low"]), _shown(f["high"])] for f in figures
                 ],
@@ -129,7 +149,10 @@ def probe_figure(probe: Mapping[str, Any], metric: str) -> Figure:
         )
     axes = {
         "xaxis": {**axis(None), "type": "category"},
-        "yaxis": {**axis("AUC (0.5: chance)"), "range": [0.48, min(1.0, max(ends) + 0.03)]},
+        "yaxis": {
+            **axis("AUC (0.5: chance)"),
+            "range": [min(starts) - 0.02, min(1.0, max(ends) + 0.03)],
+        },
         "barmode": "group",
         "bargap": 0.3,
         "bargroupgap": 0.08,
@@ -141,16 +164,18 @@ def targets_figure(probe: Mapping[str, Any]) -> Figure:
     """Return each target's AUC with the embedding and with raw features, best on top."""
     rows = [row for row in probe["per_target"] if row[EMBEDDING] is not None]
     rows.sort(key=lambda row: row[EMBEDDING])
+    colours = _model_colours((EMBEDDING, BASELINES[0]))
     traces = [
         {
             "type": "scatter",
             "mode": "markers",
-            "name": MODEL_NAMES[model],
+            "name": model_name(model),
             "x": [row[model] for row in rows],
             "y": list(range(len(rows))),
-            "marker": {"color": _MODEL_COLOURS[model], "size": 9, "symbol": symbol},
+            "marker": {"color": colours[model], "size": 9, "symbol": symbol},
         }
         for model, symbol in ((BASELINES[0], "diamond-open"), (EMBEDDING, "circle"))
+        if all(model in row for row in rows)
     ]
     axes = {
         "xaxis": axis("AUC (0.5: chance)"),

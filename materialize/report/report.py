@@ -207,10 +207,10 @@ def _cards(data: ReportInput) -> Iterator[dict[str, str]]:
         yield {"label": "space", "value": str(summary["space"]), "note": version + dim}
     if data.probe is not None:
         models = data.probe["groups"]["all"]["models"]
-        for model in (EMBEDDING, "raw_pooled"):
+        for model in (m for m in (EMBEDDING, "raw_pooled") if m in models):
             auc = models[model]["auc_macro"]
             yield {
-                "label": f"macro AUC, {figures.MODEL_NAMES[model]}",
+                "label": f"macro AUC, {figures.model_name(model)}",
                 "value": _number(auc["value"]),
                 "note": f"95%: {_number(auc['low'])} to {_number(auc['high'])}",
             }
@@ -258,7 +258,7 @@ def _differences(probe: Mapping[str, Any] | None) -> Iterator[dict[str, str]]:
             row = {
                 "group": group,
                 "users": f"{result['n_users']:,}",
-                "baseline": figures.MODEL_NAMES[baseline],
+                "baseline": figures.model_name(baseline),
             }
             for metric in ("auc_micro", "auc_macro"):
                 found = difference[metric]

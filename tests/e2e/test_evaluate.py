@@ -91,6 +91,21 @@ def test_tables_are_printed_and_can_be_chosen(repo: Path) -> None:
     assert "no group 'warm'" in wrong.stderr
 
 
+@pytest.mark.parametrize("models", [("--model", "popularity"), ()])
+def test_whatever_was_compared_can_be_reported(
+    story: Story, tmp_path: Path, models: tuple[str, ...]
+) -> None:
+    repo = tmp_path / "repo"
+    shutil.copytree(story.repo, repo)
+    quick = ("--task", "probe", "--seeds", "1", "--resamples", "20", "--quiet")
+    done = palate(repo, *quick, *models)
+    assert done.exit_code == 0, done.output
+    page = tmp_path / "report.html"
+    told = CliRunner().invoke(main, ["report", "--repo", str(repo), "--output", str(page)])
+    assert told.exit_code == 0, told.output
+    assert ("network on raw features" in page.read_text(encoding="utf-8")) == (not models)
+
+
 def test_plan_names_the_tasks_and_writes_nothing(story: Story, tmp_path: Path) -> None:
     shutil.copytree(story.repo, tmp_path / "repo")
     before = sorted((tmp_path / "repo" / "data").rglob("*"))

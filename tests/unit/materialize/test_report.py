@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -344,6 +345,40 @@ def test_bars_start_at_chance_and_small_groups_are_left_to_the_table() -> None:
     assert bar["y"] == pytest.approx([0.21, 0.21])  # 0.71 - 0.5; the group of 7 users is left out
     assert bar["error_y"]["array"] == pytest.approx([0.02, 0.02])
     assert bar["error_y"]["arrayminus"] == pytest.approx([0.01, 0.01])
+
+
+def test_the_probe_of_an_evaluation_is_drawn_with_all_its_models_and_groups(
+    tmp_path: Path,
+) -> None:
+    told = probe()
+    everybody = told["groups"]["all"]
+    for model, value in (("raw", 0.72), ("raw_inputs", 0.7), ("another", 0.4)):
+        auc = {"auc_micro": interval(value), "auc_macro": interval(value)}
+        everybody["models"][model] = auc
+        everybody["differences"][model] = {"auc_micro": interval(0.1), "auc_macro": interval(0.1)}
+    told["groups"] = {name: everybody for name in ("all", "newcomer", "newcomer_skipped")}
+    figure = figures.probe_figure(told, "auc_macro")
+    assert [bar["name"] for bar in figure["data"]] == [
+        "embedding", "raw pooled features", "raw inputs", "network on raw features",
+        "popularity", "Another",
+    ]  # fmt: skip
+    assert len({bar["marker"]["color"] for bar in figure["data"]}) == 6
+    assert figure["data"][0]["x"][1].startswith("first four hours<br>")
+    low, high = figure["layout"]["yaxis"]["range"]
+    assert low < 0.39 < 0.74 < high
+    html, _ = written(replace(complete(), probe=told), tmp_path)
+    assert "<td>network on raw features</td>" in html
+
+
+def test_a_probe_against_chosen_baselines_is_reported(tmp_path: Path) -> None:
+    told = probe()
+    for group in told["groups"].values():
+        del group["models"]["raw_pooled"], group["differences"]["raw_pooled"]
+    for row in told["per_target"]:
+        del row["raw_pooled"]
+    html, _ = written(replace(complete(), probe=told), tmp_path)
+    assert "macro AUC, embedding" in html
+    assert "macro AUC, raw pooled features" not in html
 
 
 def test_best_epoch_is_the_one_with_the_lowest_validation_loss() -> None:
