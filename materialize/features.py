@@ -76,8 +76,10 @@ class FeaturesReport:
     steps: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return asdict(self)
+        """Return plain JSON types; of the snapshots, which may be thousands, number and ends."""
+        days = self.snapshots
+        ends = {"first": days[0], "last": days[-1]} if days else {}
+        return asdict(self) | {"snapshots": {"added": len(days), **ends}}
 
 
 def current_modalities(features_dir: Path) -> ModalityEncoders:

@@ -7,7 +7,7 @@ from typing import Any
 
 from materialize.evaluate.measurement import EMBEDDING
 
-__all__ = ["markdown", "require_shown"]
+__all__ = ["figure_table", "markdown", "require_shown"]
 
 _Row = Mapping[str, Any]
 
@@ -45,7 +45,7 @@ def markdown(
         if (not metrics or row["metric"] in metrics) and (not groups or row["group"] in groups):
             tables.setdefault((row["task"], row["metric"], row["group"]), []).append(row)
     parts = [_facts(summary)]
-    parts += [_table(key, rows, digits) for key, rows in tables.items()]
+    parts += [figure_table(key, rows, digits) for key, rows in tables.items()]
     parts += _left_out(summary["tasks"])
     return "\n\n".join(parts) + "\n"
 
@@ -83,7 +83,17 @@ def _facts(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _table(key: tuple[str, str, str], rows: Sequence[_Row], digits: int) -> str:
+def figure_table(key: tuple[str, str, str], rows: Sequence[_Row], digits: int = 3) -> str:
+    """Return the table of one task, metric and group, the embedding first.
+
+    Parameters
+    ----------
+    key : (task, metric, group)
+    rows : sequence of mapping
+        Its rows of ``summary["results"]``, one a model.
+    digits : int
+        After the point.
+    """
     task, metric, group = key
     first = rows[0]
     better = "" if first["higher_is_better"] else ", lower is better"

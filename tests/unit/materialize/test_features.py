@@ -144,6 +144,10 @@ def test_new_days_add_rows_and_leave_earlier_files_alone(tmp_path, built):
     assert before.items() <= after.items()
     assert report.rows["user_profile"] == report.rows["item_vectors"] == 0
     assert report.snapshots[0] == "2020-01-15"
+    told = report.to_dict()["snapshots"]
+    assert told == {
+        "added": len(report.snapshots), "first": "2020-01-15", "last": report.snapshots[-1]
+    }  # fmt: skip
     # The first build ended on the 13th, which lies on the grid: nothing differs from one build.
     assert everything(tmp_path) == everything(built)
 
