@@ -45,6 +45,7 @@ MAY_IMPORT = {
 TORCH_ON_LOAD = {
     "encoder/autoencoder.py",
     "encoder/checkpoint.py",
+    "encoder/clue/encoding.py",
     "encoder/clue/flops.py",
     "encoder/clue/grad_cache.py",
     "encoder/clue/info_nce.py",
