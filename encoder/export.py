@@ -20,7 +20,7 @@ from encoder.errors import ArtifactError
 from encoder.preprocessing import Preprocessor
 from encoder.training import TrainingConfig, TrainingResult
 
-__all__ = ["PARITY", "export_artifact", "export_onnx"]
+__all__ = ["PARITY", "export_artifact", "export_graph", "export_onnx"]
 
 PARITY = 1e-5
 """Largest difference between torch and ONNX Runtime, times the largest number of the embeddings
@@ -28,11 +28,42 @@ where that is above 1: sums of larger numbers round more coarsely, in both."""
 
 
 def export_onnx(encoder: nn.Module, n_inputs: int) -> bytes:
-    """Return the ONNX graph "inputs" float32 (n, n_inputs) -> "embedding", n free.
+    """Return the ONNX graph "inputs" float32 (n, n_inputs) -> "embedding", n free."""
+    return export_graph(encoder, {"inputs": torch.zeros(2, n_inputs)}, "embedding")
+
+
+def export_graph(
+    module: nn.Module,
+    examples: Mapping[str, torch.Tensor],
+    output: str,
+    free: Mapping[str, Mapping[int, str]] | None = None,
+) -> bytes:
+    """Return a module as an ONNX graph.
 
     The exporter's notes on where each node comes from are dropped: they hold paths of the machine.
+
+    Parameters
+    ----------
+    module : nn.Module
+        In evaluation mode afterwards.
+    examples : mapping of str to Tensor
+        Name of each input -> an example, in the order of ``forward``.
+    output : str
+        Name of the only output.
+    free : mapping of str to mapping of int to str, optional
+        Input -> its dimensions that may be of any size, with a name each; the same name means the
+        same size. Default: the first of every input, all of the same size.
+
+    Raises
+    ------
+    ArtifactError
+        The exporter gave no graph.
     """
-    example = torch.zeros(2, n_inputs)
+    free = free or {name: {0: "n"} for name in examples}
+    sizes = {size: torch.export.Dim(size) for of in free.values() for size in of.values()}
+    shapes = tuple(
+        {axis: sizes[size] for axis, size in free.get(name, {}).items()} for name in examples
+    )
     torch_log = logging.getLogger("torch.onnx")
     level = torch_log.level
     torch_log.setLevel(logging.ERROR)
@@ -42,12 +73,12 @@ def export_onnx(encoder: nn.Module, n_inputs: int) -> bytes:
                 "ignore"
             )  # deprecations inside torch's and onnxscript's exporters
             program = torch.onnx.export(
-                encoder.eval(),
-                (example,),
+                module.eval(),
+                tuple(examples.values()),
                 dynamo=True,
-                input_names=["inputs"],
-                output_names=["embedding"],
-                dynamic_shapes=({0: torch.export.Dim("n")},),
+                input_names=list(examples),
+                output_names=[output],
+                dynamic_shapes=shapes,
                 verbose=False,
             )
     finally:

@@ -46,6 +46,7 @@ TORCH_ON_LOAD = {
     "encoder/autoencoder.py",
     "encoder/checkpoint.py",
     "encoder/clue/encoding.py",
+    "encoder/clue/export.py",
     "encoder/clue/flops.py",
     "encoder/clue/grad_cache.py",
     "encoder/clue/info_nce.py",
