@@ -32,7 +32,9 @@ def test_every_shipped_description_is_valid(path: Path) -> None:
     assert dataset.name == path.stem
 
 
-@pytest.mark.parametrize("name", ["globo_news", "ml100k", "ml1m", "simulated"])
+@pytest.mark.parametrize(
+    "name", ["amazon_crossdomain", "globo_news", "ml100k", "ml1m", "simulated"]
+)
 def test_known_sets_lie_in_their_folder_under_palate_data(name: str) -> None:
     dataset = load_dataset(DATASETS / f"{name}.yaml", {"PALATE_DATA": "/data"})
     tables = [t for t in (dataset.events, dataset.users, dataset.items) if t is not None]
@@ -40,7 +42,9 @@ def test_known_sets_lie_in_their_folder_under_palate_data(name: str) -> None:
     assert all(t.path.startswith(f"/data/{name}/") for t in tables)
 
 
-@pytest.mark.parametrize("name", ["globo_news", "ml100k", "ml1m", "simulated"])
+@pytest.mark.parametrize(
+    "name", ["amazon_crossdomain", "globo_news", "ml100k", "ml1m", "simulated"]
+)
 def test_known_sets_say_their_licence_and_why_these_windows(name: str) -> None:
     text = (DATASETS / f"{name}.yaml").read_text(encoding="utf-8")
     head = text[: text.index("\nname: ")].splitlines()
