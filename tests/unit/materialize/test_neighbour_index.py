@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -69,8 +70,20 @@ def test_answers_are_those_of_brute_force(spaces: Spaces, space: Space) -> None:
     ids, cosine = _open(spaces, space).search(queries, 5)
     position, exact = nearest(known, queries.astype(np.float32), 5)
     assert ids.dtype == np.int64
-    np.testing.assert_array_equal(ids, np.array(USERS)[position])
     np.testing.assert_allclose(cosine, exact, atol=1e-3)
+    # The index keeps half-precision vectors: users who are as near as that may change places.
+    place = {user: k for k, user in enumerate(USERS)}
+    found = np.array([[place[user] for user in row] for row in ids.tolist()])
+    of_found = [_cosines(known, q)[row] for q, row in zip(queries, found, strict=True)]
+    np.testing.assert_allclose(of_found, exact, atol=1e-3)
+    assert (found == position).mean() > 0.8
+
+
+def _cosines(
+    known: npt.NDArray[np.float32], query: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    lengths = np.linalg.norm(known, axis=1) * np.linalg.norm(query)
+    return np.asarray(known @ query / lengths)
 
 
 def test_a_user_is_nearest_to_itself_and_length_does_not_matter(
