@@ -87,7 +87,8 @@ class FlopMeter:
 
     def _item(self, length: int) -> _Cost:
         if length not in self._items:
-            tokens = torch.ones(1, length, dtype=torch.int32)
+            device = self.network.log_scale.device
+            tokens = torch.ones(1, length, dtype=torch.int32, device=device)
             self._items[length] = _count(lambda: self.network.item(tokens).sum())
         return self._items[length]
 

@@ -189,7 +189,7 @@ def train_clue(
         ) as bar:
             while at.steps < total_steps and at.epoch - at.best_epoch < config.patience:
                 started, tokens = time.perf_counter(), 0
-                order, rate = (config.seed, at.epoch), 0.0
+                order = (config.seed, at.epoch)
                 for batch in training.batches(config.batch_size, order, first=at.step_in_epoch):
                     rate = warm_cosine(
                         at.steps, total_steps, config.learning_rate, config.warmup_steps
@@ -222,6 +222,11 @@ def train_clue(
                     if at.steps == total_steps:
                         break
 
+                if not at.step_in_epoch:
+                    raise DataFault(
+                        f"Epoch {at.epoch + 1} has no whole batch of {config.batch_size:,} users. "
+                        "Lower batch_size, or give more data."
+                    )
                 trained = time.perf_counter() - started
                 loss, mrr = _validate(cache, validation, config, place)
                 record = ClueEpoch(
@@ -230,7 +235,9 @@ def train_clue(
                     validation_loss=loss,
                     validation_mrr=mrr,
                     temperature=math.exp(-network.log_scale.item()),
-                    learning_rate=rate,
+                    learning_rate=warm_cosine(
+                        at.steps - 1, total_steps, config.learning_rate, config.warmup_steps
+                    ),
                     steps=at.steps,
                     seconds=time.perf_counter() - started,
                     tokens_per_second=tokens / trained,

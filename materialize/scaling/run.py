@@ -158,7 +158,9 @@ def _data(plan: ScalingPlan) -> tuple[UserSequences, ItemTokenizer]:
                 vocabulary=grid.vocabulary, max_tokens=grid.max_item_tokens
             )
             texts.sequences(tokenizer, 2 * max(grid.max_events)).save(folder)
-        (folder / _TOKENIZER).write_text(tokenizer.to_json(), encoding="utf-8")
+        temporary = folder / f"{_TOKENIZER}.tmp"
+        temporary.write_text(tokenizer.to_json(), encoding="utf-8")
+        os.replace(temporary, folder / _TOKENIZER)
     tokenizer = ItemTokenizer.from_json((folder / _TOKENIZER).read_text(encoding="utf-8"))
     return UserSequences.open(folder), tokenizer
 

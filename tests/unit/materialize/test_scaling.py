@@ -98,7 +98,7 @@ def test_shipped_grids_have_the_sizes_that_they_promise() -> None:
             )
             for point in {p.size.name: p for p in grid.points()}.values()
         ]
-        assert min(sizes) == pytest.approx(least, rel=2)
+        assert min(sizes) == pytest.approx(least, rel=0.2)
         assert max(sizes) == pytest.approx(most, rel=0.3)
     with pytest.raises(ValueError, match=f"known: {', '.join(sorted(GRIDS))}"):
         find_grid("large")

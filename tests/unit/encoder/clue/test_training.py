@@ -95,7 +95,14 @@ def test_a_killed_run_ends_with_the_same_bits(
     monkeypatch.undo()
     resumed = train_clue(sequences, tokenizer.vocabulary, config, tmp_path / "b", progress=False)
     assert all(torch.equal(w, _weights(resumed)[k]) for k, w in _weights(whole).items())
-    told = ("train_loss", "validation_loss", "steps", "model_flops", "executed_flops")
+    told = (
+        "train_loss",
+        "learning_rate",
+        "validation_loss",
+        "steps",
+        "model_flops",
+        "executed_flops",
+    )
     for one, other in zip(whole.history, resumed.history, strict=True):
         assert [getattr(one, k) for k in told] == [getattr(other, k) for k in told]
 
