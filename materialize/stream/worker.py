@@ -127,6 +127,7 @@ class Worker:
         self._shaken = False
         self._restarts = 0
         self._looked = -float("inf")
+        self._owned: frozenset[int] = frozenset()
 
     def run(self, stop: threading.Event) -> None:
         """Work until ``stop`` is set, or nothing is left.
@@ -145,6 +146,7 @@ class Worker:
         try:
             while not stop.is_set():
                 self._persist("poll", self._gather)
+                self._look()
                 if self._hand:
                     self._apply()
                 elif self._until_idle and self._is_idle():
@@ -153,7 +155,6 @@ class Worker:
                     self._end_flush()
                 if self._flush_is_due():
                     self._begin_flush()
-                self._look()
             if self._hand:
                 self._apply()
             self._flush()
@@ -254,10 +255,17 @@ class Worker:
         return lag.undelivered == 0 and lag.unacknowledged == 0
 
     def _look(self) -> None:
-        if time.monotonic() - self._looked < _LOOK_SECONDS:
+        """Take up what changed, once a second, and before events of a new partition are applied.
+
+        Its last owner may have known item vectors that this worker does not know yet: rows made
+        without them would say less than those that are there.
+        """
+        owned = self._source.owned
+        if time.monotonic() - self._looked < _LOOK_SECONDS and owned <= self._owned:
             return
         began = time.monotonic()
         self._persist("refresh", self._refresh)
+        self._owned = owned
         lag = self._persist("lag", self._source.lag)
         self._looked = time.monotonic()
         self._metrics.saw(lag, len(self._source.owned), self._source.gone)

@@ -320,8 +320,33 @@ def test_states_that_are_gone_end_the_run_before_anything_more_is_applied(tmp_pa
     run = Run(tmp_path, told, due_at=1, check=check)
     with pytest.raises(StreamConflict, match="no states"):
         run()
-    assert len(run.applier.applied) == 10
+    # Rows of the first micro-batch are written, and acknowledged, beside the second.
+    assert len(run.applier.applied) == 20 < N
     assert "ack" not in told.steps
+
+
+def test_what_changed_is_taken_up_before_events_of_a_new_partition_are_applied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "_LOOK_SECONDS", 3_600)
+
+    class Growing(Source):
+        polls = 0
+
+        def poll(self, max_events: int, wait_ms: int) -> list[Delivery]:
+            self.polls += wait_ms > 0
+            return super().poll(max_events, wait_ms)
+
+        @property
+        def owned(self) -> frozenset[int]:
+            return frozenset({0} if self.polls < 2 else {0, 1})
+
+    run = Run(tmp_path, Told())
+    run.source.__class__ = Growing
+    run()
+    steps = [step for step in run.told.steps if step in ("poll", "refresh", "apply")]
+    first, second = ["poll", "refresh", "apply"], ["poll", "apply"]
+    assert steps[:8] == [*first, *first, *second]
 
 
 def test_a_worker_that_is_told_to_stop_finishes_what_it_holds(tmp_path: Path) -> None:
