@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from encoder.columns import RawBatch, batch_from_arrow
+from encoder.columns import RawBatch, raw_batch
 from encoder.schema import FeatureSchema
 from transforms.layout import Modality, RawLayout
 
@@ -70,12 +70,7 @@ def table(
 def batch(n: int, seed: int, contract: FeatureSchema | None = None) -> RawBatch:
     """Return ``table`` as the encoder reads it."""
     contract = contract or schema()
-    return batch_from_arrow(
-        table(n, seed, contract=contract),
-        contract.array_columns,
-        contract.text_columns,
-        (*contract.as_of_columns, *contract.modality_columns),
-    )
+    return raw_batch(table(n, seed, contract=contract), contract)
 
 
 def write(folder: Path, n: int, seed: int) -> None:

@@ -155,7 +155,7 @@ def _configure(
 
 def _write_vectors(context: Any, encoder_version: str, answer: Path) -> None:
     """Encode each label's moment and each user's newest one, in the order of user and time."""
-    from encoder.columns import batch_from_arrow
+    from encoder.columns import raw_batch
     from materialize.batch import open_source
     from transforms.names import USER_KEY
     from transforms.runtime import encode, load_encoder
@@ -165,13 +165,7 @@ def _write_vectors(context: Any, encoder_version: str, answer: Path) -> None:
     source = open_source(context.store, context.settings, schema, end=_DATA_END, history=True)
     users, moments, vectors = [], [], []
     for batch in source.batches(ordered=True):
-        raw = batch_from_arrow(
-            batch,
-            schema.array_columns,
-            schema.text_columns,
-            (*schema.as_of_columns, *schema.modality_columns),
-            user_column=USER_KEY,
-        )
+        raw = raw_batch(batch, schema, USER_KEY)
         users.append(batch.column(USER_KEY).to_numpy())
         moments.append(batch.column("event_timestamp").to_numpy().astype("datetime64[us]"))
         vectors.append(encode(raw, encoder_version, store).embedding)

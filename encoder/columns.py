@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,20 @@ import pyarrow.compute as pc
 
 from encoder.errors import MalformedInput
 
-__all__ = ["ArrayColumn", "RawBatch", "ScalarColumn", "TextColumn", "batch_from_arrow"]
+if TYPE_CHECKING:
+    from encoder.schema import FeatureSchema
+
+__all__ = [
+    "ArrayColumn",
+    "RawBatch",
+    "ScalarColumn",
+    "TextColumn",
+    "TokenColumn",
+    "batch_from_arrow",
+    "raw_batch",
+]
+
+Bools: TypeAlias = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -41,6 +54,40 @@ class TextColumn:
 
 
 @dataclass(frozen=True)
+class TokenColumn:
+    """A list of token ids per row, of any length up to the schema's.
+
+    Attributes
+    ----------
+    values : int32 (n_rows, longest)
+        At least as wide as the longest list; 0, which is no token, behind a shorter one.
+    valid : bool (n_rows,)
+    """
+
+    values: npt.NDArray[np.int32]
+    valid: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of_lists(
+        cls, tokens: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64], valid: Bools
+    ) -> TokenColumn:
+        """Return lists that lie end to end, those of the valid rows, as a column.
+
+        Parameters
+        ----------
+        tokens : int32 (n_tokens,)
+        lengths : int64 (n_valid,)
+        valid : bool (n_rows,)
+        """
+        whole = np.zeros(len(valid), np.int64)
+        whole[valid] = lengths
+        there = np.arange(whole.max(initial=0)) < whole[:, None]  # (n_rows, longest)
+        values = np.zeros(there.shape, np.int32)
+        values[there] = tokens
+        return cls(values, valid)
+
+
+@dataclass(frozen=True)
 class ScalarColumn:
     """One scalar per row: ``values`` int64 (n_rows,) or object (n_rows,) of str."""
 
@@ -48,7 +95,7 @@ class ScalarColumn:
     valid: npt.NDArray[np.bool_]
 
 
-Column: TypeAlias = ArrayColumn | TextColumn | ScalarColumn
+Column: TypeAlias = ArrayColumn | TextColumn | TokenColumn | ScalarColumn
 
 
 @dataclass(frozen=True)
@@ -68,12 +115,48 @@ class RawBatch:
     users: tuple[str, ...] = field(default=())
 
 
+def raw_batch(
+    table: pa.Table | pa.RecordBatch,
+    schema: FeatureSchema,
+    user_column: str | None = None,
+    further: Mapping[str, int] | None = None,
+) -> RawBatch:
+    """Return the columns that an encoder reads of an Arrow table.
+
+    Parameters
+    ----------
+    table : pyarrow.Table or RecordBatch
+        As `batch_from_arrow` reads it.
+    schema : FeatureSchema
+    user_column : str, optional
+        Column of user ids, for error messages.
+    further : mapping of str to int, optional
+        More float arrays, with their widths.
+
+    Raises
+    ------
+    MalformedInput
+        A row's list has another width than expected, or more tokens.
+    KeyError
+        A column is not in the table.
+    """
+    return batch_from_arrow(
+        table,
+        schema.array_columns | dict(further or {}),
+        schema.text_columns,
+        (*schema.as_of_columns, *schema.modality_columns),
+        user_column,
+        schema.token_columns,
+    )
+
+
 def batch_from_arrow(
     table: pa.Table | pa.RecordBatch,
     array_columns: Mapping[str, int],
     text_columns: Mapping[str, int],
     scalar_columns: Iterable[str],
     user_column: str | None = None,
+    token_columns: Mapping[str, int] | None = None,
 ) -> RawBatch:
     """Return the named columns of an Arrow table as a ``RawBatch``.
 
@@ -87,11 +170,13 @@ def batch_from_arrow(
         Int64 or string columns.
     user_column : str, optional
         Column of user ids, for error messages.
+    token_columns : mapping of str to int, optional
+        Most token ids of a list.
 
     Raises
     ------
     MalformedInput
-        A row's list has another width than expected.
+        A row's list has another width than expected, or more tokens.
     KeyError
         A named column is not in the table.
     """
@@ -107,6 +192,9 @@ def batch_from_arrow(
         strings = pc.fill_null(flat.cast(pa.string()), "")
         text[valid] = strings.to_numpy(zero_copy_only=False).reshape(-1, width)
         columns[name] = TextColumn(text, valid)
+    for name, most in (token_columns or {}).items():
+        flat, lengths, valid = _tokens(_one_chunk(table, name), name, most)
+        columns[name] = TokenColumn.of_lists(flat, lengths, valid)
     for name in scalar_columns:
         column = _one_chunk(table, name)
         valid = column.is_valid().to_numpy(zero_copy_only=False)
@@ -131,13 +219,34 @@ def _flat_lists(column: pa.Array, name: str, width: int) -> tuple[pa.Array, npt.
     valid = column.is_valid().to_numpy(zero_copy_only=False)
     present = column.drop_null()
     lengths = pc.list_value_length(present).to_numpy(zero_copy_only=False)
-    wrong = np.flatnonzero(lengths != width)
-    if wrong.size:
-        row = int(np.flatnonzero(valid)[wrong[0]])
-        raise MalformedInput(
-            f"Row {row}, column {name!r}: a list of {int(lengths[wrong[0]])} values was given, "
-            f"{width} expected. Rebuild the raw features with the encoder's layout.",
-            column=name,
-            row=row,
-        )
+    _refuse_lengths(name, lengths, lengths != width, valid, str(width))
     return present.flatten(), valid
+
+
+def _tokens(
+    column: pa.Array, name: str, most: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], Bools]:
+    """Return the tokens of the non-null lists, end to end, the lists' lengths, and the row mask."""
+    valid = column.is_valid().to_numpy(zero_copy_only=False)
+    present = column.drop_null()
+    lengths = pc.list_value_length(present).to_numpy(zero_copy_only=False).astype(np.int64)
+    _refuse_lengths(name, lengths, lengths > most, valid, f"at most {most}")
+    # No token is negative: what reads the tokens refuses a null with its row.
+    flat = pc.fill_null(present.flatten().cast(pa.int32()), -1).to_numpy(zero_copy_only=False)
+    return flat, lengths, valid
+
+
+def _refuse_lengths(
+    name: str, lengths: npt.NDArray[Any], wrong: Bools, valid: Bools, expected: str
+) -> None:
+    """Raise for the first present list of a wrong length."""
+    found = np.flatnonzero(wrong)
+    if not found.size:
+        return
+    row = int(np.flatnonzero(valid)[found[0]])
+    raise MalformedInput(
+        f"Row {row}, column {name!r}: a list of {int(lengths[found[0]])} values was given, "
+        f"{expected} expected. Rebuild the raw features with the encoder's layout.",
+        column=name,
+        row=row,
+    )

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from encoder.columns import RawBatch, ScalarColumn, TextColumn
+from encoder.columns import RawBatch, TextColumn
 from encoder.errors import ArtifactError
 from encoder.moments import CategoryCounts, Moments
 from encoder.raw_values import RawReader, column_of
-from encoder.schema import Block, BlockKind, ColumnElement, FeatureSchema
+from encoder.row_summary import RowSummary, summarise
+from encoder.schema import Block, BlockKind, FeatureSchema
 
-__all__ = ["InputBlock", "Preprocessor", "RowSummary"]
+__all__ = ["InputBlock", "Preprocessor"]
 
 Float32 = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
@@ -26,9 +27,6 @@ MAX_CATEGORIES = 256
 
 CLIP = 8.0
 """Bound, in standard deviations, of standardised counts and numbers."""
-
-_MOST = 2.0**62
-"""Counts are told as int64; a float32 near 2**63 would not fit."""
 
 _ABSENT = -1
 _ROWS = 1024
@@ -66,24 +64,6 @@ class InputBlock:
     def width(self) -> int:
         """Number of values."""
         return self.stop - self.start
-
-
-class RowSummary(NamedTuple):
-    """What is stored beside each embedding.
-
-    Attributes
-    ----------
-    as_of : int64 (n_rows,)
-        Microseconds since the epoch (UTC) of the newest raw feature; 0 when the row has none.
-    n_events : int64 (n_rows,)
-        Events in the longest window.
-    status : object (n_rows,) of str
-        ``warm``: has events. ``onboarded``: no events, but onboarding picks. ``cold``: neither.
-    """
-
-    as_of: npt.NDArray[np.int64]
-    n_events: npt.NDArray[np.int64]
-    status: npt.NDArray[np.object_]
 
 
 class Preprocessor:
@@ -127,6 +107,8 @@ class Preprocessor:
         categories: Mapping[str, tuple[str, ...]],
         entropies: Mapping[str, float],
     ) -> None:
+        if schema.token_columns:
+            raise ValueError("A schema with tokens given, one of other blocks expected.")
         self.schema = schema
         self.input_slices = _layout(schema, categories, entropies)
         self.n_values = self.input_slices[-1].stop
@@ -258,18 +240,7 @@ class Preprocessor:
         MalformedInput
             As in ``transform``.
         """
-        schema, n = self.schema, batch.n_rows
-        as_of = np.zeros(n, np.int64)
-        for name in schema.as_of_columns:
-            column = column_of(batch, name, ScalarColumn)
-            times = np.where(column.valid, column.values, 0).astype(np.int64)
-            np.maximum(as_of, times, out=as_of)
-        n_events = self._count(batch, schema.event_count)
-        status = np.full(n, "cold", object)
-        if schema.onboarding_count is not None:
-            status[self._count(batch, schema.onboarding_count) > 0] = "onboarded"
-        status[n_events > 0] = "warm"
-        return RowSummary(as_of, n_events, status)
+        return summarise(batch, self.schema, self._reader)
 
     def state(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
         """Return (arrays, JSON types) from which ``from_state`` rebuilds an equal preprocessor."""
@@ -309,11 +280,6 @@ class Preprocessor:
             raise ArtifactError(
                 f"The preprocessing state does not fit the schema: {exc} Fetch the artifact again."
             ) from exc
-
-    def _count(self, batch: RawBatch, where: ColumnElement) -> npt.NDArray[np.int64]:
-        """Return one element of an array column as int64 (n_rows,), 0 where the row has none."""
-        values, valid = self._reader.element(batch, where)
-        return np.minimum(np.where(valid, values, 0), _MOST).astype(np.int64)
 
 
 @dataclass(frozen=True)

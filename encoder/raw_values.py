@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from encoder.columns import ArrayColumn, RawBatch, ScalarColumn, TextColumn
+from encoder.columns import ArrayColumn, RawBatch, ScalarColumn, TextColumn, TokenColumn
 from encoder.errors import MalformedInput, SpaceMismatch
 from encoder.schema import Block, BlockKind, ColumnElement, FeatureSchema
 
@@ -21,7 +21,7 @@ Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
 ScalarT = TypeVar("ScalarT", bound=np.generic)
-ColumnT = TypeVar("ColumnT", ArrayColumn, TextColumn, ScalarColumn)
+ColumnT = TypeVar("ColumnT", ArrayColumn, TextColumn, TokenColumn, ScalarColumn)
 
 _NOTHING = 1e-30
 """Norms and sums below this count as all zeros; their reciprocal would leave float32."""
@@ -108,6 +108,15 @@ class RawReader:
             _check_shape(name, column_of(batch, name, ArrayColumn).values, batch.n_rows, width)
         for name, width in self._texts.items():
             _check_shape(name, column_of(batch, name, TextColumn).values, batch.n_rows, width)
+        for name in schema.token_columns:
+            longest = column_of(batch, name, TokenColumn).values.shape[1]
+            if longest > schema.token_columns[name]:
+                raise MalformedInput(
+                    f"Column {name!r}: lists of {longest} tokens given, at most "
+                    f"{schema.token_columns[name]} expected. Rebuild the raw features with the "
+                    "encoder's layout.",
+                    column=name,
+                )
         for name in schema.modality_columns:
             versions = column_of(batch, name, ScalarColumn)
             other = versions.valid & (versions.values != schema.modality_version)
@@ -174,7 +183,7 @@ class RawReader:
         MalformedInput
         """
         for block in self._schema.blocks:
-            if block.kind == "category":
+            if block.kind not in _READERS:
                 continue
             column = column_of(batch, block.column, ArrayColumn)
             values = column.values[:, block.offset : block.offset + block.width]
@@ -312,7 +321,7 @@ def _runs(schema: FeatureSchema, starts: Sequence[int]) -> Iterator[tuple[_Alike
             if not (same and before.step(place) == (block.width, block.width, 1)):
                 yield _run(run)
                 run = []
-        if block.kind != "category":
+        if block.kind in _READERS:
             run.append((block, place))
     if run:
         yield _run(run)

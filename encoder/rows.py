@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from encoder.columns import RawBatch, batch_from_arrow
+from encoder.columns import RawBatch, raw_batch
 from encoder.errors import DataFault
 from encoder.preprocessing import Preprocessor
 from encoder.schema import FeatureSchema
@@ -139,13 +139,7 @@ class RowSource:
                 for batch in parquet.iter_batches(self.batch_rows, columns=names):
                     rows = self._of_part(batch, part, share)
                     if rows.num_rows:
-                        yield batch_from_arrow(
-                            rows,
-                            schema.array_columns | further,
-                            schema.text_columns,
-                            (*schema.as_of_columns, *schema.modality_columns),
-                            self.user_column,
-                        )
+                        yield raw_batch(rows, schema, self.user_column, further)
 
     def _of_part(self, batch: pa.RecordBatch, part: Part, share: float) -> pa.RecordBatch:
         if part == "all":

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 __all__ = ["Block", "BlockKind", "ColumnElement", "FeatureSchema"]
 
-BlockKind = Literal["pooled", "histogram", "counts", "numbers", "category"]
+BlockKind = Literal["pooled", "histogram", "counts", "numbers", "category", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -19,19 +19,20 @@ class Block:
     ----------
     name : str
         Unique in the schema, for example ``collaborative_7d``.
-    kind : {"pooled", "histogram", "counts", "numbers", "category"}
+    kind : {"pooled", "histogram", "counts", "numbers", "category", "tokens"}
         ``pooled``: weighted mean item vector; all zeros means that no event is covered (absent).
         ``histogram``: shares over item clusters, sum 1; all zeros means absent.
         ``counts``: non-negative magnitudes, log1p then standardised; absent when the column is
         null.
         ``numbers``: real values, standardised; NaN marks a missing element, a row of NaN is absent.
         ``category``: one string of a string-array column; the empty string is absent.
+        ``tokens``: the texts of items, a list of token ids; null or empty means absent.
     column : str
         Raw feature column as ``view__field``, for example ``user_activity__pooled``.
     offset : int
         First element of the block in the column's array.
     width : int
-        Number of elements; 1 for ``category``.
+        Number of elements; 1 for ``category``; of ``tokens``, which are the whole list, the most.
     """
 
     name: str
@@ -53,6 +54,8 @@ class Block:
             )
         if self.kind == "category" and self.width != 1:
             raise ValueError(f"Block {self.name!r}: a category has width 1, {self.width} given.")
+        if self.kind == "tokens" and self.offset:
+            raise ValueError(f"Block {self.name!r}: offset {self.offset} given, tokens begin at 0.")
 
 
 @dataclass(frozen=True)
@@ -100,12 +103,17 @@ class FeatureSchema:
     @property
     def array_columns(self) -> dict[str, int]:
         """Expected width of each float array column (the blocks that read it tile it)."""
-        return self._widths(categories=False)
+        return self._widths("pooled", "histogram", "counts", "numbers")
 
     @property
     def text_columns(self) -> dict[str, int]:
         """Expected width of each string array column."""
-        return self._widths(categories=True)
+        return self._widths("category")
+
+    @property
+    def token_columns(self) -> dict[str, int]:
+        """Most tokens of each column of token ids."""
+        return self._widths("tokens")
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -117,10 +125,10 @@ class FeatureSchema:
         seen |= dict.fromkeys(self.as_of_columns) | dict.fromkeys(self.modality_columns)
         return tuple(seen)
 
-    def _widths(self, *, categories: bool) -> dict[str, int]:
+    def _widths(self, *kinds: BlockKind) -> dict[str, int]:
         widths: dict[str, int] = {}
         for block in self.blocks:
-            if (block.kind == "category") == categories:
+            if block.kind in kinds:
                 widths[block.column] = max(widths.get(block.column, 0), block.offset + block.width)
         return widths
 

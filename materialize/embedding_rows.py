@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from encoder.bridge import BridgeArtifact, BridgeStore
-from encoder.columns import batch_from_arrow
+from encoder.columns import raw_batch
 from encoder.errors import VerificationFailed
 from materialize.ledger import Bridge, Space
 from materialize.stores.compact import list_column, round_trip
@@ -73,13 +73,7 @@ def encode_rows(batch: pa.RecordBatch, space: Space, store_url: str) -> pa.Recor
         An embedding does not fit the space's form (`materialize.stores.compact.round_trip`).
     """
     schema = load_encoder(store_url, space.encoder_version).preprocessor.schema
-    raw = batch_from_arrow(
-        batch,
-        schema.array_columns,
-        schema.text_columns,
-        (*schema.as_of_columns, *schema.modality_columns),
-        user_column=USER_KEY,
-    )
+    raw = raw_batch(batch, schema, USER_KEY)
     encoded = encode(raw, space.encoder_version, store_url)
     created = pa.array([datetime.now(timezone.utc)] * batch.num_rows, _INSTANT)
     form = vector_form(space.facts)

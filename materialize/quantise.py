@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 from tqdm import tqdm
 
-from encoder.columns import batch_from_arrow
+from encoder.columns import raw_batch
 from encoder.errors import DataFault, LedgerConflict
 from encoder.manifest import INT8
 from encoder.store import ArtifactStore
@@ -203,13 +203,7 @@ def _inputs(
             draw = pd.util.hash_array(ids) / 2.0**64
             for k, part in enumerate(parts):
                 chosen = (draw >= k * share) & (draw < (k + 1) * share)
-                raw = batch_from_arrow(
-                    batch.filter(pa.array(chosen)),
-                    schema.array_columns,
-                    schema.text_columns,
-                    (*schema.as_of_columns, *schema.modality_columns),
-                    user_column=USER_KEY,
-                )
+                raw = raw_batch(batch.filter(pa.array(chosen)), schema, USER_KEY)
                 part.append(artifact.preprocessor.transform(raw))
             bar.update(batch.num_rows)
     calibration, others = (np.concatenate(part) for part in parts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,13 +12,36 @@ import pyarrow as pa
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from encoder.columns import ArrayColumn, Column, RawBatch, ScalarColumn, TextColumn
+from encoder.columns import ArrayColumn, Column, RawBatch, ScalarColumn, TextColumn, TokenColumn
 from encoder.schema import FeatureSchema
 from transforms.layout import Modality, RawLayout
 
-__all__ = ["VERSION", "batches", "concat", "layouts", "random_batch", "schemas", "take", "to_table"]
+__all__ = [
+    "TOKENS",
+    "VERSION",
+    "batches",
+    "concat",
+    "layouts",
+    "random_batch",
+    "schemas",
+    "take",
+    "to_table",
+    "token_column",
+]
 
 VERSION = "0123456789ab"
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    guides: int = 3
+    item: int = 5
+    events: int = 4
+    vocabulary: int = 40
+
+
+TOKENS = _Tokens()
+"""Limits of token ids: guide tokens, tokens of an item, events of a service, ids."""
 
 _SHARES = st.one_of(st.just(0.0), st.floats(0, 1, width=32), st.floats(0, 2**100, width=32))
 _FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -68,6 +93,9 @@ def batches(
     for name, width in schema.text_columns.items():
         text = draw(hnp.arrays(object, (n, width), elements=_STRINGS))
         columns[name] = _masked(TextColumn, text, draw(_valid(n)), "")
+    for name in schema.token_columns:
+        lists = draw(st.lists(_token_lists(), min_size=n, max_size=n))
+        columns[name] = token_column(lists, draw(_valid(n)))
     for name in schema.as_of_columns:
         times = draw(hnp.arrays(np.int64, n, elements=st.integers(0, 2**55)))
         columns[name] = _masked(ScalarColumn, times, draw(_valid(n)), 0)
@@ -95,6 +123,9 @@ def random_batch(
     for name, width in schema.text_columns.items():
         text = rng.choice(np.array(["", "a", "b", "c"], object), (n, width))
         columns[name] = _masked(TextColumn, text, rng.random(n) < present, "")
+    for name in schema.token_columns:
+        lists = [_random_tokens(rng) for _ in range(n)]
+        columns[name] = token_column(lists, rng.random(n) < present)
     for name in schema.as_of_columns:
         times = rng.integers(1, 2**50, n)
         columns[name] = _masked(ScalarColumn, times, rng.random(n) < present, 0)
@@ -118,7 +149,7 @@ def concat(parts: list[RawBatch]) -> RawBatch:
     columns: dict[str, Any] = {
         name: _like(
             column,
-            np.concatenate([p.columns[name].values for p in parts]),
+            np.concatenate(_as_wide([p.columns[name].values for p in parts])),
             np.concatenate([p.columns[name].valid for p in parts]),
         )
         for name, column in parts[0].columns.items()
@@ -134,13 +165,55 @@ def to_table(batch: RawBatch) -> pa.Table:
         kind: pa.DataType = pa.list_(pa.float32())
         if isinstance(column, TextColumn):
             kind = pa.list_(pa.string())
+        elif isinstance(column, TokenColumn):
+            kind = pa.list_(pa.int32())
         elif isinstance(column, ScalarColumn):
             kind = pa.string() if column.values.dtype == object else pa.int64()
         values = column.values.tolist()
+        if isinstance(column, TokenColumn):
+            values = [[token for token in row if token] for row in values]
         arrays[name] = pa.array(
             [v if ok else None for v, ok in zip(values, column.valid, strict=True)], kind
         )
     return pa.table(arrays)
+
+
+def token_column(lists: Sequence[Sequence[int]], valid: npt.NDArray[np.bool_]) -> TokenColumn:
+    """Return lists of token ids as a column; one of a row that is not valid does not count."""
+    kept = [tokens for tokens, ok in zip(lists, valid, strict=True) if ok]
+    flat = np.array([token for tokens in kept for token in tokens], np.int32)
+    return TokenColumn.of_lists(flat, np.array([len(t) for t in kept], np.int64), valid)
+
+
+@st.composite
+def _token_lists(draw: st.DrawFn) -> list[int]:
+    """Events of some services, as an encoder of `TOKENS` reads them."""
+    tokens: list[int] = []
+    for guide in draw(st.lists(st.integers(1, TOKENS.guides), unique=True)):
+        for _ in range(draw(st.integers(1, TOKENS.events))):
+            words = st.integers(TOKENS.guides + 1, TOKENS.vocabulary - 1)
+            tokens += [guide, *draw(st.lists(words, max_size=TOKENS.item - 1))]
+    return tokens
+
+
+def _random_tokens(rng: np.random.Generator) -> list[int]:
+    tokens: list[int] = []
+    for guide in rng.permutation(TOKENS.guides)[: rng.integers(TOKENS.guides + 1)] + 1:
+        for _ in range(rng.integers(1, TOKENS.events + 1)):
+            words = rng.integers(TOKENS.guides + 1, TOKENS.vocabulary, rng.integers(TOKENS.item))
+            tokens += [int(guide), *words.tolist()]
+    return tokens
+
+
+def _as_wide(parts: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    """Return matrices filled up with zeros to the widest; others as they are."""
+    if parts[0].ndim < 2:
+        return parts
+    width = max(part.shape[1] for part in parts)
+    return [
+        part if part.shape[1] == width else np.pad(part, ((0, 0), (0, width - part.shape[1])))
+        for part in parts
+    ]
 
 
 def _like(column: Column, values: npt.NDArray[Any], valid: npt.NDArray[np.bool_]) -> Any:

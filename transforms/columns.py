@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from encoder.columns import ArrayColumn, Column, RawBatch, ScalarColumn, TextColumn
+from encoder.columns import ArrayColumn, Column, RawBatch, ScalarColumn, TextColumn, TokenColumn
 from encoder.errors import MalformedInput
 from encoder.schema import FeatureSchema
 from transforms.faults import RowError, blank_rows
@@ -23,6 +23,7 @@ __all__ = ["batch_from_feast", "with_request_context"]
 _Mask = npt.NDArray[np.bool_]
 
 _INT64 = np.iinfo(np.int64)
+_LARGEST_TOKEN = int(np.iinfo(np.int32).max)
 _ADVICE = "Rebuild the raw features with the layout this encoder was trained on."
 _REQUEST_ADVICE = "Correct the entity row; None leaves what is stored."
 
@@ -52,7 +53,8 @@ def batch_from_feast(
     ------
     MalformedInput
         A column is missing or of another length than the others; and without ``errors`` also: a
-        row's array has another width than the schema says, or its elements are of another type.
+        row's array has another width than the schema says, or its elements are of another type; a
+        list of tokens is longer than the schema says, or an element is no token id.
     """
     reader = _Reader(inputs, (*schema.columns, *request_context), errors)
     columns: dict[str, Column] = {}
@@ -60,6 +62,8 @@ def batch_from_feast(
         columns[name] = reader.array(name, width)
     for name, width in schema.text_columns.items():
         columns[name] = reader.text(name, width)
+    for name, most in schema.token_columns.items():
+        columns[name] = reader.tokens(name, most)
     for name in schema.as_of_columns:
         columns[name] = reader.scalar(name, int, np.zeros(reader.n_rows, np.int64))
     for name in schema.modality_columns:
@@ -166,7 +170,7 @@ class _Reader:
         self._errors.setdefault(row, error)
 
     def array(self, name: str, width: int) -> ArrayColumn:
-        rows, valid = self._lists(name, width)
+        rows, valid = self._lists(name, width, width)
         values = np.zeros((self.n_rows, width), np.float32)
         pack = struct.Struct(f"<{width}f").pack
         try:
@@ -179,7 +183,7 @@ class _Reader:
         return ArrayColumn(values, valid)
 
     def text(self, name: str, width: int) -> TextColumn:
-        rows, valid = self._lists(name, width)
+        rows, valid = self._lists(name, width, width)
         text = np.full((self.n_rows, width), "", object)
         flat = [element for row in rows for element in row]
         if set(map(type, flat)) - {str}:
@@ -188,6 +192,16 @@ class _Reader:
         elif rows:
             text[valid] = np.array(flat, object).reshape(-1, width)
         return TextColumn(text, valid)
+
+    def tokens(self, name: str, most: int) -> TokenColumn:
+        rows, valid = self._lists(name, 0, most)
+        rows = [row.tolist() if isinstance(row, np.ndarray) else row for row in rows]
+        ids = _plain_tokens([element for row in rows for element in row])
+        if ids is None:
+            numbered = zip(np.flatnonzero(valid).tolist(), rows, strict=True)
+            ids = np.concatenate([self._tokens(name, row, given) for row, given in numbered])
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        return TokenColumn.of_lists(ids, lengths, valid)
 
     def scalar(
         self, name: str, kind: type[Any], values: npt.NDArray[Any], advice: str = _ADVICE
@@ -208,16 +222,17 @@ class _Reader:
                 self.fault(row, name, f"{_short(value)} was", what, advice)
         return ScalarColumn(values, valid)
 
-    def _lists(self, name: str, width: int) -> tuple[list[Any], _Mask]:
-        """Return the rows that are lists of ``width`` elements, and where they are."""
+    def _lists(self, name: str, least: int, most: int) -> tuple[list[Any], _Mask]:
+        """Return the rows that are lists of so many elements, and where they are."""
         rows, valid = _present(self._inputs[name])
         wrong = []
         for position, row in enumerate(rows):
             is_array = isinstance(row, list | tuple | np.ndarray)
-            if not is_array or len(row) != width:
+            if not is_array or not least <= len(row) <= most:
                 given = f"{len(row)} values were" if is_array else f"{_short(row)} was"
                 at = int(np.flatnonzero(valid)[position])
-                self.fault(at, name, given, f"an array of {width}")
+                expected = f"an array of {'' if least == most else 'at most '}{most}"
+                self.fault(at, name, given, expected)
                 wrong.append((position, at))
         for position, at in reversed(wrong):
             del rows[position]
@@ -249,6 +264,34 @@ class _Reader:
             elif element is not None:
                 self.fault(row, name, f"the element {_short(element)} was", "a string")
         return values
+
+    def _tokens(self, name: str, row: int, elements: Sequence[Any]) -> npt.NDArray[np.int32]:
+        """Return one row's token ids, element by element."""
+        ids = np.zeros(len(elements), np.int32)
+        for k, element in enumerate(elements):
+            if _is_token(element):
+                ids[k] = element
+            else:
+                expected = f"a token id, a whole number from 0 to {_LARGEST_TOKEN},"
+                self.fault(row, name, f"the element {_short(element)} was", expected)
+        return ids
+
+
+def _plain_tokens(elements: list[Any]) -> npt.NDArray[np.int32] | None:
+    """Return token ids, int32 (n,); None: not all of them are token ids and Python's integers."""
+    if not set(map(type, elements)) <= {int}:
+        return None
+    try:
+        ids = np.array(elements, np.int32)
+    except OverflowError:
+        return None
+    return ids if ids.min(initial=0) >= 0 else None
+
+
+def _is_token(value: Any) -> bool:
+    is_float = isinstance(value, float | np.floating)
+    whole = float(value).is_integer() if is_float else _fits(value, int)
+    return whole and 0 <= value <= _LARGEST_TOKEN
 
 
 def _fits(value: object, kind: type[Any]) -> bool:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from scipy import sparse
 
 from encoder.artifact import EncoderArtifact
-from encoder.columns import RawBatch, batch_from_arrow
+from encoder.columns import RawBatch, batch_from_arrow, raw_batch
 from encoder.errors import EvaluationFault
 from encoder.schema import Block, FeatureSchema
 from transforms.layout import ACTIVITY, column
@@ -297,12 +297,7 @@ class Cohort:
         _check_readable(self.schema, schema)
         whole = self.schema
         for start in range(0, len(self), _ROWS):
-            batch = batch_from_arrow(
-                self.raw.slice(start, _ROWS),
-                whole.array_columns,
-                whole.text_columns,
-                (*whole.as_of_columns, *whole.modality_columns),
-            )
+            batch = raw_batch(self.raw.slice(start, _ROWS), whole)
             yield _narrowed(batch, schema)
 
 

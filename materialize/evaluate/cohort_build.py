@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy import sparse
 
-from encoder.columns import batch_from_arrow
+from encoder.columns import raw_batch
 from encoder.errors import DataFault
 from encoder.modality import ModalityEncoders
-from encoder.preprocessing import Preprocessor, RowSummary
+from encoder.preprocessing import Preprocessor
+from encoder.row_summary import RowSummary
 from encoder.schema import FeatureSchema
 from materialize.config import RepoSettings
 from materialize.evaluate.cohort import Catalogue, Cohort
@@ -245,12 +246,7 @@ def _summary(
     summaries: list[RowSummary] = []
     texts: dict[str, list[npt.NDArray[np.object_]]] = {b.name: [] for b in categories}
     for start in range(0, raw.num_rows, _ROWS):
-        batch = batch_from_arrow(
-            raw.slice(start, _ROWS),
-            schema.array_columns,
-            schema.text_columns,
-            (*schema.as_of_columns, *schema.modality_columns),
-        )
+        batch = raw_batch(raw.slice(start, _ROWS), schema)
         summaries.append(plain.summary(batch))
         for block in categories:
             values: Any = batch.columns[block.column].values

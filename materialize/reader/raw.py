@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from encoder.columns import ArrayColumn, Column, RawBatch, ScalarColumn, TextColumn
+from encoder.columns import ArrayColumn, Column, RawBatch, ScalarColumn, TextColumn, TokenColumn
 from materialize.reader.fields import Found, Users
 from materialize.stores.wire import Faults, Place, float_lists, integers, text_lists, texts
+from materialize.stores.wire_tokens import token_lists
 
 if TYPE_CHECKING:
     from encoder.schema import FeatureSchema
@@ -88,7 +89,7 @@ def parse_raw(found: Found, raw: RawFields, users: Users, faults: Faults) -> Raw
     faults : dict
     """
     schema = raw.schema
-    arrays, lists = schema.array_columns, schema.text_columns
+    arrays, lists, tokens = schema.array_columns, schema.text_columns, schema.token_columns
     columns: dict[str, Column] = {}
     for (view, field), values in zip(raw.places, found.columns, strict=True):
         name, place = f"{view}__{field}", Place(view, field, users)
@@ -97,6 +98,9 @@ def parse_raw(found: Found, raw: RawFields, users: Users, faults: Faults) -> Raw
             columns[name] = ArrayColumn(*read)
         elif name in lists:
             columns[name] = TextColumn(*text_lists(values, place, width=lists[name], faults=faults))
+        elif name in tokens:
+            ids = token_lists(values, place, most=tokens[name], faults=faults)
+            columns[name] = TokenColumn.of_lists(*ids)
         elif name in schema.as_of_columns:
             columns[name] = ScalarColumn(*integers(values, place, faults=faults))
         else:

@@ -22,6 +22,7 @@ __all__ = [
     "NANOSECONDS",
     "SECONDS",
     "NoValue",
+    "plain_tokens",
     "read_floats",
     "read_integer",
     "read_moment",
@@ -105,6 +106,16 @@ def read_texts(stored: bytes, width: int) -> list[str] | None:
     if len(items) != width:
         raise NoValue(f"a list of {len(items)} texts")
     return items
+
+
+def plain_tokens(stored: bytes) -> bytes | None:
+    """Return a list of int32 as Feast writes it, however it was spelt; raises as `read_floats`."""
+    value = _message(stored)
+    if _kind(value, "int32_list_val") is None:
+        return None
+    value.DiscardUnknownFields()
+    plain: bytes = value.SerializeToString()
+    return plain
 
 
 def read_moment(stored: bytes) -> int | None:

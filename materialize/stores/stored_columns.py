@@ -11,14 +11,17 @@ from functools import lru_cache
 
 import numpy as np
 
-from encoder.columns import ArrayColumn, Column, RawBatch, ScalarColumn, TextColumn
+from encoder.columns import ArrayColumn, Column, RawBatch, ScalarColumn, TextColumn, TokenColumn
+from encoder.schema import FeatureSchema
 from materialize.stores import messages
 from materialize.stores.wire import Faults, Place, Stored, float_lists, integers, text_lists, texts
+from materialize.stores.wire_tokens import token_lists
 from transforms.encoders import load_encoder
 
-__all__ = ["StoredColumns", "encoder_columns"]
+__all__ = ["Parse", "StoredColumns", "encoder_columns", "schema_columns"]
 
-_Parse = Callable[[Stored, Place, int, Faults], Column]
+Parse = Callable[[Stored, Place, int, Faults], Column]
+"""Reads stored values of a place as a column of a width; a damaged value is null and a fault."""
 
 
 class StoredColumns:
@@ -68,18 +71,26 @@ class StoredColumns:
 
 
 @lru_cache(maxsize=64)
-def encoder_columns(store: str, encoder_version: str) -> tuple[tuple[str, _Parse, int], ...]:
-    """Return an encoder's columns, how each is read and its width (0: one value).
+def encoder_columns(store: str, encoder_version: str) -> tuple[tuple[str, Parse, int], ...]:
+    """Return an encoder's `schema_columns`.
 
     Raises
     ------
     ArtifactError
         The encoder cannot be loaded.
     """
-    schema = load_encoder(store, encoder_version).preprocessor.schema
+    return schema_columns(load_encoder(store, encoder_version).preprocessor.schema)
+
+
+def schema_columns(schema: FeatureSchema) -> tuple[tuple[str, Parse, int], ...]:
+    """Return a schema's columns, how each is read and its width.
+
+    Width 0 is one value; of token ids, it is the most that a list may have.
+    """
     return (
         *((name, _floats, width) for name, width in schema.array_columns.items()),
         *((name, _strings, width) for name, width in schema.text_columns.items()),
+        *((name, _tokens, most) for name, most in schema.token_columns.items()),
         *((name, _whole, 0) for name in schema.as_of_columns),
         *((name, _words, 0) for name in schema.modality_columns),
     )
@@ -106,6 +117,10 @@ def _texts(value: bytes, width: int) -> tuple[str, ...] | None:
     """Return a list of strings; users share theirs, such as a country and a kind of device."""
     found = messages.read_texts(value, width)
     return None if found is None else tuple(found)
+
+
+def _tokens(stored: Stored, place: Place, most: int, faults: Faults) -> Column:
+    return TokenColumn.of_lists(*token_lists(stored, place, most=most, faults=faults))
 
 
 def _whole(stored: Stored, place: Place, width: int, faults: Faults) -> Column:

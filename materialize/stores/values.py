@@ -45,8 +45,12 @@ _PACKED = {
     "DOUBLE_LIST": (b"\x7a", "<f8", pa.float64()),
     "FLOAT_LIST": (b"\x82\x01", "<f4", pa.float32()),
 }
+_VARINT_LISTS = {"INT32_LIST": (b"\x6a", pa.int32()), "INT64_LIST": (b"\x72", pa.int64())}
 _STRING_LIST = b"\x62"
 _BOOL, _UNIX_TIMESTAMP = b"\x38", b"\x40"
+
+_AT_ONCE = 1 << 16
+"""Integers of lists that become varints together: a batch of lists may hold millions."""
 
 
 def value_bytes(column: pa.Array, kind: str) -> list[bytes]:
@@ -172,14 +176,18 @@ def _packed(column: pa.Array, tag: bytes, dtype: str, kind: pa.DataType) -> list
         width = int(lengths[0])
         head = packed_header(tag, width * numbers.itemsize)
         return spread(_fixed_rows(head, numbers.reshape(-1, width)), column)
-    data, sizes = numbers.tobytes(), lengths.astype(np.int64) * numbers.itemsize
+    sizes = lengths.astype(np.int64) * numbers.itemsize
+    return spread(_headed(tag, numbers.tobytes(), sizes), column)
+
+
+def _headed(tag: bytes, data: bytes, sizes: npt.NDArray[np.int64]) -> list[bytes]:
+    """Return packed lists of so many bytes, which lie end to end, each behind its header."""
     heads = {size: packed_header(tag, size) for size in np.unique(sizes).tolist()}
     ends = np.cumsum(sizes)
-    rows = [
+    return [
         heads[end - start] + data[start:end]
         for start, end in zip((ends - sizes).tolist(), ends.tolist(), strict=True)
     ]
-    return spread(rows, column)
 
 
 def blob_header(size: int) -> bytes:
@@ -227,6 +235,23 @@ def _text_lists(present: pa.Array, kind: str) -> list[bytes]:
     return rows
 
 
+def _integer_lists(present: pa.Array, kind: str) -> list[bytes]:
+    """Return lists of integers; a null among them is 0, as Feast writes it."""
+    tag, target = _VARINT_LISTS[kind]
+    lists = present.cast(pa.list_(target))
+    numbers = pc.fill_null(lists.flatten(), 0).to_numpy(zero_copy_only=False)
+    stops = np.zeros(len(numbers) + 1, np.int64)  # where each number's bytes end
+    parts = []
+    for start in range(0, len(numbers), _AT_ONCE):
+        content, used = _varints(numbers[start : start + _AT_ONCE])
+        parts.append(content[used].tobytes())
+        stops[start + 1 : start + 1 + len(used)] = used.sum(axis=1)
+    np.cumsum(stops, out=stops)
+    lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
+    ends = np.cumsum(lengths)
+    return _headed(tag, b"".join(parts), stops[ends] - stops[ends - lengths])
+
+
 def _integers(present: pa.Array, kind: str) -> list[bytes]:
     tag, target = _VARINTS[kind]
     return _tagged_rows(tag, present.cast(target).to_numpy(zero_copy_only=False))
@@ -255,7 +280,9 @@ _SCALARS: dict[str, Callable[[pa.Array, str], list[bytes]]] = {
     "DOUBLE": _floats,
     "FLOAT": _floats,
     "INT32": _integers,
+    "INT32_LIST": _integer_lists,
     "INT64": _integers,
+    "INT64_LIST": _integer_lists,
     "STRING": _texts,
     "STRING_LIST": _text_lists,
     "UNIX_TIMESTAMP": _seconds,
@@ -310,11 +337,11 @@ def _varint(number: int) -> bytes:
     return bytes(groups)
 
 
-def _varints(numbers: npt.NDArray[np.int64]) -> tuple[_Bytes, npt.NDArray[np.bool_]]:
-    """Return bytes (n, 10) and which of them a varint uses; a negative number uses all ten."""
-    left = numbers.astype(np.int64).view(np.uint64)[:, None] >> (
-        np.arange(10, dtype=np.uint64) * np.uint64(7)
-    )  # (n, 10)
+def _varints(numbers: npt.NDArray[np.signedinteger]) -> tuple[_Bytes, npt.NDArray[np.bool_]]:
+    """Return bytes (n, longest) and which of them a varint uses; a negative number uses ten."""
+    whole = numbers.astype(np.int64).view(np.uint64)
+    longest = len(_varint(int(whole.max(initial=0))))
+    left = whole[:, None] >> (np.arange(longest, dtype=np.uint64) * np.uint64(7))  # (n, longest)
     used = left != 0
     used[:, 0] = True
     content = (left & np.uint64(127)).astype(np.uint8)
@@ -325,10 +352,10 @@ def _varints(numbers: npt.NDArray[np.int64]) -> tuple[_Bytes, npt.NDArray[np.boo
 def _tagged(
     field: int, numbers: npt.NDArray[np.int64], present: npt.NDArray[np.bool_]
 ) -> tuple[_Bytes, npt.NDArray[np.bool_]]:
-    """Return a varint field as bytes (n, 11) and which of them are used, none where absent."""
+    """Return a varint field as bytes (n, 1 + longest) and which are used, none where absent."""
     content, used = _varints(numbers)
     tags = np.full((len(numbers), 1), field << 3, np.uint8)
-    whole = np.concatenate([tags, content], axis=1)  # (n, 11)
+    whole = np.concatenate([tags, content], axis=1)  # (n, 1 + longest)
     used = np.concatenate([np.ones((len(numbers), 1), bool), used], axis=1)
     return whole, used & present[:, None]
 

@@ -24,7 +24,8 @@ import numpy.typing as npt
 from encoder.errors import CorruptValue
 from materialize.stores import messages
 from materialize.stores.compact import unpack
-from materialize.stores.values import CREATED_FIELD, blob_header, packed_header
+from materialize.stores.packed import LONGEST_VARINT, list_head, varint_values
+from materialize.stores.values import CREATED_FIELD, blob_header
 from transforms.names import FLOAT32
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "event_times",
     "float_lists",
     "integers",
+    "report",
     "row_times",
     "text_lists",
     "texts",
@@ -51,7 +53,6 @@ _Bytes = npt.NDArray[np.uint8]
 _Floats = npt.NDArray[np.float32]
 
 _FLOAT_LIST, _INT64_TAG = b"\x82\x01", 0x20
-_LONGEST_VARINT = 10
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def float_lists(
         if len(rows) == len(values):
             return numbers, np.ones(len(values), np.bool_)
         matrix[rows], valid[rows] = numbers, True
-    _report(found, place, expected, faults)
+    report(found, place, expected, faults)
     return matrix, valid
 
 
@@ -156,7 +157,7 @@ def integers(
         numbers[at], valid[at] = read[fits], True
         for row in np.array(rows)[~fits].tolist():
             _read_into(numbers, valid, [row], values[row], messages.read_integer, found)
-    _report(found, place, "an integer", faults)
+    report(found, place, "an integer", faults)
     return numbers, valid
 
 
@@ -168,7 +169,7 @@ def texts(
     found: dict[int, str] = {}
     for value, rows in _by_value(values).items():
         _read_into(out, valid, rows, value, messages.read_text, found)
-    _report(found, place, "a text", faults)
+    report(found, place, "a text", faults)
     return out, valid
 
 
@@ -185,7 +186,7 @@ def text_lists(
         _read_into(
             out, valid, rows, value, lambda stored: messages.read_texts(stored, width), found
         )
-    _report(found, place, f"a list of {width} texts", faults)
+    report(found, place, f"a list of {width} texts", faults)
     return out, valid
 
 
@@ -230,11 +231,26 @@ def _times(
     created[at], valid[at] = read[CREATED_FIELD][whole], True
     for row in rows[~whole].tolist():
         _read_into(moments, valid, [row], values[row], messages.read_moment, found)
-    _report(found, place, "a time", faults)
+    report(found, place, "a time", faults)
     return moments, created, valid
 
 
-def _report(found: dict[int, str], place: Place, expected: str, faults: Faults | None) -> None:
+def report(found: dict[int, str], place: Place, expected: str, faults: Faults | None) -> None:
+    """Add what was found to the faults, row by row; raise the first where there are no faults.
+
+    Parameters
+    ----------
+    found : dict of int to str
+        Row -> what lies there, as a noun with its article.
+    place : Place
+    expected : str
+        A noun, too.
+    faults : dict or None
+
+    Raises
+    ------
+    CorruptValue
+    """
     for row in sorted(found):
         fault = place.fault(row, found[row], expected)
         if faults is None:
@@ -315,10 +331,9 @@ def _float_rows(
 def _heads(size: int, form: str) -> list[tuple[bytes, str]]:
     """Return the headers that a value of ``size`` bytes can have, with the form that follows."""
     heads = []
-    for length in range(3, min(size, 14) + 1):
-        body = size - length
-        if body and body % 4 == 0 and len(head := packed_header(_FLOAT_LIST, body)) == length:
-            heads.append((head, FLOAT32))
+    head = list_head(_FLOAT_LIST, size)
+    if head is not None and (body := size - len(head)) and body % 4 == 0:
+        heads.append((head, FLOAT32))
     if form != FLOAT32:
         for length in range(2, min(size, 7) + 1):
             body = size - length
@@ -333,19 +348,11 @@ def _plain_integers(content: _Bytes) -> tuple[npt.NDArray[np.int64], _Bool]:
     groups = content[:, 1:]
     length = groups.shape[1]
     fits = content[:, 0] == _INT64_TAG
-    if not 1 <= length <= _LONGEST_VARINT:
+    if not 1 <= length <= LONGEST_VARINT:
         return np.zeros(len(content), np.int64), np.zeros(len(content), np.bool_)
     more = groups >= 128
     fits &= more[:, :-1].all(axis=1) & ~more[:, -1]
-    return _varint_values(groups), fits
-
-
-def _varint_values(groups: _Bytes) -> npt.NDArray[np.int64]:
-    """Return varints of all the bytes of each row, uint8 (m, length), as int64 (m,)."""
-    shifts = np.arange(groups.shape[1], dtype=np.uint64) * np.uint64(7)
-    parts = (groups & np.uint8(127)).astype(np.uint64) << shifts  # (m, length)
-    whole: npt.NDArray[np.int64] = np.bitwise_or.reduce(parts, axis=1).view(np.int64)
-    return whole
+    return varint_values(groups), fits
 
 
 def _plain_times(
@@ -356,16 +363,16 @@ def _plain_times(
     Plain is a message of up to three varint fields of one-byte tags: seconds, nanoseconds, and one
     that protobuf does not know, such as the created time (``fill`` where there is none).
     """
-    n, most = len(rows), 3 * (1 + _LONGEST_VARINT)
+    n, most = len(rows), 3 * (1 + LONGEST_VARINT)
     lengths = np.fromiter(map(len, rows), np.int64, n)
     whole = lengths <= most
     # So many zeros behind that a varint may be looked for at the end of the longest.
-    size = most + 1 + _LONGEST_VARINT
+    size = most + 1 + LONGEST_VARINT
     padded = np.frombuffer(b"".join([row[:most].ljust(size, b"\0") for row in rows]), np.uint8)
     padded = padded.reshape(n, size)
     read = {number: np.zeros(n, np.int64) for number in (1, 2)}
     read[CREATED_FIELD] = np.full(n, fill, np.int64)
-    at, ahead = np.zeros(n, np.int64), np.arange(_LONGEST_VARINT)
+    at, ahead = np.zeros(n, np.int64), np.arange(LONGEST_VARINT)
     for _ in range(3):
         left = whole & (at < lengths)
         if not left.any():
@@ -376,7 +383,7 @@ def _plain_times(
         length = last.argmax(axis=1) + 1
         good = (tags >= 8) & (tags < 128) & (tags & 7 == 0) & last.any(axis=1)
         good &= at + 1 + length <= lengths
-        numbers = _varint_values(np.where(ahead < length[:, None], groups, np.uint8(0)))
+        numbers = varint_values(np.where(ahead < length[:, None], groups, np.uint8(0)))
         for field, values in read.items():
             values[left & (tags == field << 3)] = numbers[left & (tags == field << 3)]
         at = np.where(left, at + 1 + length, at)

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from encoder.alignment import cosines
-from encoder.columns import batch_from_arrow
+from encoder.columns import raw_batch
 from encoder.resampling import mean_replicates, user_draws
 from encoder.two_sample import LEAST_USERS, two_sample_auc
 from transforms.names import USER_KEY
@@ -108,11 +108,6 @@ def _encoded(
             mine = places[(places >= start) & (places < stop)] - start
             start = stop
             if len(mine):
-                raw = batch_from_arrow(
-                    batch.take(pa.array(mine)),
-                    schema.array_columns,
-                    schema.text_columns,
-                    (*schema.as_of_columns, *schema.modality_columns),
-                )
+                raw = raw_batch(batch.take(pa.array(mine)), schema)
                 parts.append(artifact.encode(raw))
     return np.concatenate(parts)

@@ -58,7 +58,8 @@ _ITEMS: dict[str, tuple[pa.DataType, st.SearchStrategy[Any]]] = {
     "DOUBLE": (pa.float64(), st.floats(allow_nan=False)),
     "FLOAT": (pa.float32(), st.floats(width=32, allow_nan=False)),
     "STRING_LIST": (pa.list_(pa.string()), st.lists(st.text(), min_size=1)),
-    "INT64_LIST": (pa.list_(pa.int64()), st.lists(st.integers(-5, 2**40), min_size=1)),
+    "INT32_LIST": (pa.list_(pa.int32()), st.lists(st.integers(-(2**31), 2**31 - 1))),
+    "INT64_LIST": (pa.list_(pa.int64()), st.lists(st.integers(-(2**63), 2**63 - 1))),
     "DOUBLE_LIST": (pa.list_(pa.float64()), st.lists(st.floats(allow_nan=False), min_size=1)),
 }
 
@@ -76,11 +77,37 @@ def test_values_are_what_protobuf_writes(kind: str, data: st.DataObject) -> None
     for value in values[start:]:
         message = Value()
         if value is not None and kind.endswith("_LIST"):
+            getattr(message, name).SetInParent()
             getattr(message, name).val.extend(value)
         elif value is not None:
             setattr(message, name, value)
         expected.append(message.SerializeToString())
     assert value_bytes(column, kind) == expected
+
+
+@pytest.mark.parametrize("kind", ["INT32_LIST", "INT64_LIST"])
+@given(st.lists(st.one_of(st.none(), st.lists(st.one_of(st.none(), st.integers(-5, 300))))))
+def test_integer_lists_are_what_feast_writes(kind: str, values: list[Any]) -> None:
+    """Nulls inside and outside, of any type of list that holds them."""
+    expected = [v.SerializeToString() for v in python_values_to_proto_values(values, _KINDS[kind])]
+    for arrow in (pa.list_(pa.int64()), pa.large_list(pa.int16())):
+        assert value_bytes(pa.array(values, arrow), kind) == expected
+
+
+_KINDS = {"INT32_LIST": ValueType.INT32_LIST, "INT64_LIST": ValueType.INT64_LIST}
+
+
+def test_more_integers_than_are_made_at_once_keep_their_lists() -> None:
+    rng = np.random.default_rng(0)
+    lengths = [40_000, 0, 30_000, 1, 70_000, 0]
+    rows = [(2 ** rng.integers(0, 31, length) - 1).tolist() for length in lengths]
+    found = value_bytes(pa.array(rows, pa.list_(pa.int32())), "INT32_LIST")
+    assert [list(Value.FromString(row).int32_list_val.val) for row in found] == rows
+
+
+def test_an_integer_beyond_the_lists_type_is_refused() -> None:
+    with pytest.raises(ValueError, match="2147483648 not in range"):
+        value_bytes(pa.array([[1], [2**31]]), "INT32_LIST")
 
 
 @given(hnp.arrays(np.float32, st.tuples(st.integers(1, 3), st.integers(0, 130))))
