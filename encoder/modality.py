@@ -20,6 +20,7 @@ from encoder.clusters import assign_clusters, fit_centroids
 from encoder.collaborative import fit_collaborative
 from encoder.content import ContentEncoder, content_from_state, fit_content
 from encoder.errors import ArtifactError, DataFault
+from encoder.item_texts import ItemTexts, TextsSpec, fit_item_texts
 
 __all__ = ["ItemVectors", "Items", "ModalityEncoders", "ModalitySpec", "fit_modalities"]
 
@@ -127,6 +128,8 @@ class ModalityEncoders:
         Plain JSON: ``cutoff`` (ISO 8601), ``seed`` and whatever else describes the fit.
     content : ContentEncoder, optional
         Present when there is a ``content`` modality.
+    texts : ItemTexts, optional
+        Tokens of the items, in their order, where raw features carry texts.
     """
 
     def __init__(
@@ -136,12 +139,14 @@ class ModalityEncoders:
         fitted: npt.NDArray[np.bool_],
         config: Mapping[str, Any],
         content: ContentEncoder | None = None,
+        texts: ItemTexts | None = None,
     ) -> None:
         self.item_ids = item_ids
         self.modalities = modalities
         self.fitted = fitted
         self.config = dict(config)
         self.content = content
+        self.texts = texts
         self.version = self._version()
 
     @property
@@ -210,7 +215,8 @@ class ModalityEncoders:
             )
         ids = pa.concat_arrays([self.item_ids, added.ids.cast(self.item_ids.type)])
         fitted = np.concatenate([self.fitted, np.zeros(len(new), np.bool_)])
-        return ModalityEncoders(ids, tuple(grown), fitted, self.config, self.content)
+        texts = None if self.texts is None else self.texts.with_items(added)
+        return ModalityEncoders(ids, tuple(grown), fitted, self.config, self.content, texts)
 
     def _version(self) -> str:
         # Items without an event before the cut-off are left out: theirs follow from the rest,
@@ -242,6 +248,9 @@ class ModalityEncoders:
         if self.content is not None:
             inner, config["content"] = self.content.state()
             arrays |= {f"content.{name}": array for name, array in inner.items()}
+        if self.texts is not None:
+            tokens, config["texts"] = self.texts.state(pick)
+            arrays |= tokens
         return arrays, config
 
     def state(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
@@ -288,7 +297,11 @@ class ModalityEncoders:
                 prefix = "content."
                 inner = {n[len(prefix) :]: a for n, a in arrays.items() if n.startswith(prefix)}
                 content = content_from_state(inner, config["content"])
-            made = cls(ids, modalities, arrays["fitted"].astype(np.bool_), config["fit"], content)
+            texts = None
+            if "texts" in config:
+                texts = ItemTexts.from_state(arrays, config["texts"])
+            fitted = arrays["fitted"].astype(np.bool_)
+            made = cls(ids, modalities, fitted, config["fit"], content, texts)
         except KeyError as exc:
             raise ArtifactError(f"Modality encoders lack {exc}. Build the features anew.") from exc
         if made.version != config["version"]:
@@ -343,6 +356,7 @@ def fit_modalities(
     sessions: Callable[[], Iterable[tuple[Ints, Ints]]],
     seed: int,
     max_session_items: int = 300,
+    texts: TextsSpec | None = None,
 ) -> ModalityEncoders:
     """Fit every modality on what was known before the cut-off.
 
@@ -361,11 +375,14 @@ def fit_modalities(
     seed : int
     max_session_items : int
         See ``fit_collaborative``.
+    texts : TextsSpec, optional
+        Learn tokens of what items say, too.
 
     Raises
     ------
     DataFault
-        A brought vector that a spec names is not among the items.
+        A brought vector that a spec names is not among the items, or texts are wanted and no item
+        says anything.
     """
     weights = popularity.astype(np.float64)
     content: ContentEncoder | None = None
@@ -395,4 +412,6 @@ def fit_modalities(
             spec.name, int((clusters >= 0).sum()), len(items.ids), vectors.shape[1], len(centroids),
         )  # fmt: skip
     config = {"cutoff": cutoff, "seed": seed, "max_session_items": max_session_items}
-    return ModalityEncoders(items.ids, tuple(made), popularity > 0, config, content)
+    fitted = popularity > 0
+    said = None if texts is None else fit_item_texts(items, fitted, texts)
+    return ModalityEncoders(items.ids, tuple(made), fitted, config, content, said)

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from tqdm import tqdm
 
-from encoder.content import folder_digest
 from encoder.errors import DataFault
-from encoder.modality import ModalityEncoders, ModalitySpec, fit_modalities
+from encoder.modality import ModalityEncoders
+from materialize.fitted_items import digest, fitted_encoders, modality_folder
 from materialize.meter import StepMeter
-from materialize.publish import Publication, write_json
+from materialize.publish import Publication
+from materialize.staging import Staging
 from transforms.buckets import DayBuckets, DaySurvey, survey_days
 from transforms.clean import CleanTables
 from transforms.dataset import Dataset, as_utc_day
 from transforms.engine import bounded_connection
-from transforms.fit_inputs import FitInputs
-from transforms.layout import ACTIVITY, ONBOARDING, PROFILE, RawLayout
+from transforms.layout import ACTIVITY, ONBOARDING, PROFILE, TEXTS, RawLayout
 from transforms.names import ITEM_VECTORS
-from transforms.tables import CREATED, ViewTables, view_schema
+from transforms.tables import ViewTables
+from transforms.texts import text_tables
 from transforms.windows import Emission, activity_tables, bytes_per_day
 
 __all__ = [
@@ -42,7 +40,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _FORMAT = 1
-_MODALITY, _FIT_NOTE = "modality", "fit.json"
 
 
 @dataclass
@@ -93,7 +90,7 @@ def current_modalities(features_dir: Path) -> ModalityEncoders:
         The encoders' files are damaged.
     """
     version = current_modality_version(features_dir)
-    return ModalityEncoders.load(_modality_folder(features_dir, version))
+    return ModalityEncoders.load(modality_folder(features_dir, version))
 
 
 def current_modality_version(features_dir: Path) -> str:
@@ -179,9 +176,9 @@ def build_features(
         out.mkdir(parents=True, exist_ok=True)
         publication.recover()
     state = publication.state()
-    config = _digest(_config(dataset, seed))
+    config = digest(_config(dataset, seed))
     snapshots = dataset.snapshots.model_dump(mode="json")
-    request = _digest([config, clean.fingerprint(), snapshots, until and until.isoformat()])
+    request = digest([config, clean.fingerprint(), snapshots, until and until.isoformat()])
     if state is not None and state["request"] == request:
         logger.info("raw features are up to date, modality version %s", state["modality_version"])
         return FeaturesReport("up to date", state["modality_version"], events=state["events"])
@@ -212,13 +209,20 @@ class _Build:
     ) -> FeaturesReport:
         began, fingerprint = time.perf_counter(), self.clean.fingerprint()
         with self.meter.step("modality encoders"):
-            encoders = self._encoders()
+            encoders = fitted_encoders(
+                self.dataset,
+                self.clean,
+                self.out,
+                memory_limit_mb=self.memory_limit_mb // 2,
+                seed=self.seed,
+            )
         layout = RawLayout.of(self.dataset, {m.name: m.dim for m in encoders.modalities})
         buckets = DayBuckets(
             self.out / "buckets",
             self.clean,
             memory_limit_mb=self.memory_limit_mb,
             bytes_per_day=bytes_per_day(layout),
+            events=layout.texts is not None,
         )
         with self.meter.step("day buckets"):
             found = buckets.update()
@@ -235,10 +239,13 @@ class _Build:
             len(done),
             tuple(sorted(d for d in late if d < done[-1])),
         )
-        work = _digest([request, encoders.version, emission.first, buckets.partitions])
-        staging = _Staging(self.publication, work, self.clean, layout, replace=base is None)
+        work = digest([request, encoders.version, emission.first, buckets.partitions])
+        staging = Staging(self.publication, work, self.clean, layout, replace=base is None)
         with self.meter.step(ACTIVITY):
             self._activity(staging, buckets, encoders, layout, emission)
+        if layout.texts is not None:
+            with self.meter.step(TEXTS):
+                self._texts(staging, buckets, encoders, layout, emission)
         with self.meter.step("profiles and items"):
             self._others(staging, encoders, layout, known=base is not None)
         with self.meter.step("publish"):
@@ -268,57 +275,15 @@ class _Build:
 
     def plan(self, state: dict[str, Any] | None, until: datetime | None) -> FeaturesReport:
         """Return the snapshots that a run would add, from the events' days alone."""
-        found = survey_days(self.clean, self.memory_limit_mb // 2)
+        found = survey_days(self.clean, self.memory_limit_mb // 2)  # its days alone are looked at
         done = set(state["snapshots"]) if state else set()
         added = [_date(d) for d in _snapshots(self.dataset, found, until) if d not in done]
         version = state["modality_version"] if state else None
         return FeaturesReport("planned", version, added, events=found.n_events)
 
-    def _encoders(self) -> ModalityEncoders:
-        """Load the encoders that were fitted on the same inputs, or fit them; add new items."""
-        specs = [
-            ModalitySpec(name, config.dim, config.clusters, config.text_model)
-            for name, config in self.dataset.modalities.items()
-        ]
-        cutoff = self.dataset.item_vectors_cutoff
-        brought = tuple(self.dataset.items.vectors) if self.dataset.items else ()
-        with bounded_connection(self.memory_limit_mb // 2, self.out) as connection:
-            inputs = FitInputs(connection, self.clean, brought, cutoff)
-            models = [folder_digest(s.text_model) for s in specs if s.text_model is not None]
-            fit = _digest(
-                [inputs.fingerprint(), [asdict(s) for s in specs], models, str(cutoff), self.seed]
-            )
-            items = inputs.items()
-            for note in sorted((self.out / _MODALITY).glob(f"*/{_FIT_NOTE}")):
-                if json.loads(note.read_text(encoding="utf-8"))["fit"] == fit:
-                    fitted = ModalityEncoders.load(note.parent)
-                    grown = fitted.with_new_items(items)
-                    if grown is not fitted:
-                        grown.save(note.parent)
-                    return grown
-            popularity = inputs.popularity(items.ids)
-            if not popularity.any():
-                raise DataFault(
-                    f"No event lies before the cut-off {cutoff.isoformat()}: there is nothing to "
-                    "learn item vectors from. Move evaluation.cutoff (item_vectors_until, where it "
-                    "is given) into the events' time."
-                )
-            encoders = fit_modalities(
-                items,
-                specs,
-                cutoff=cutoff.isoformat(),
-                popularity=popularity,
-                sessions=lambda: inputs.sessions(items.ids),
-                seed=self.seed,
-            )
-        folder = self.out / _MODALITY / encoders.version
-        encoders.save(folder)
-        write_json(folder / _FIT_NOTE, {"fit": fit})
-        return encoders
-
     def _activity(
         self,
-        staging: _Staging,
+        staging: Staging,
         buckets: DayBuckets,
         encoders: ModalityEncoders,
         layout: RawLayout,
@@ -326,12 +291,7 @@ class _Build:
     ) -> None:
         rows = 0
         first_day = emission.first_day(max(layout.windows))
-        for partition in tqdm(
-            range(buckets.partitions),
-            desc="raw features",
-            unit="partition",
-            disable=not self.progress,
-        ):
+        for partition in self._partitions(buckets, "raw features"):
             data = buckets.load(partition, first_day)
             tables = (
                 activity_tables(data, encoders, layout, emission) if data is not None else iter(())
@@ -339,8 +299,32 @@ class _Build:
             rows += staging.add(ACTIVITY, f"{partition:05d}", tables, keep_empty=partition == 0)
         self.rows[ACTIVITY] = rows
 
+    def _texts(
+        self,
+        staging: Staging,
+        buckets: DayBuckets,
+        encoders: ModalityEncoders,
+        layout: RawLayout,
+        emission: Emission,
+    ) -> None:
+        """Add texts beside the activity rows that are staged, of the same users and moments."""
+        rows = 0
+        first_day = emission.first_day(max(layout.windows))
+        for partition in self._partitions(buckets, "texts"):
+            part = f"{partition:05d}"
+            beside = staging.rows_of(ACTIVITY, part)
+            events = buckets.load_events(partition, first_day)
+            tables = iter(()) if events is None else text_tables(beside, events, encoders, layout)
+            rows += staging.add(TEXTS, part, tables, keep_empty=partition == 0)
+        self.rows[TEXTS] = rows
+
+    def _partitions(self, buckets: DayBuckets, what: str) -> Iterable[int]:
+        return tqdm(
+            range(buckets.partitions), desc=what, unit="partition", disable=not self.progress
+        )
+
     def _others(
-        self, staging: _Staging, encoders: ModalityEncoders, layout: RawLayout, *, known: bool
+        self, staging: Staging, encoders: ModalityEncoders, layout: RawLayout, *, known: bool
     ) -> None:
         with bounded_connection(self.memory_limit_mb // 2, self.out) as connection:
             tables = ViewTables(connection, self.clean, layout, self.out if known else None)
@@ -352,41 +336,6 @@ class _Build:
                 sources[ONBOARDING] = tables.onboarding(encoders)
             for view, source in sources.items():
                 self.rows[view] = staging.add(view, "00000", source, keep_empty=True)
-
-
-class _Staging:
-    """Adds the created timestamp and the file names to what a publication stages."""
-
-    def __init__(
-        self,
-        publication: Publication,
-        work: str,
-        clean: CleanTables,
-        layout: RawLayout,
-        *,
-        replace: bool,
-    ) -> None:
-        self._publication, self._work, self._replace = publication, work, replace
-        self._clean, self._layout = clean, layout
-        self._created_us = publication.begin(work, time.time_ns() // 1000)
-
-    def add(self, view: str, part: str, tables: Iterator[pa.Table], *, keep_empty: bool) -> int:
-        """Stage one file; return its rows. ``keep_empty``: a new view needs a file without rows."""
-        kind = self._clean.item_type() if view == ITEM_VECTORS else self._clean.user_type()
-        schema = view_schema(view, self._layout, kind)
-        created = pa.scalar(self._created_us, pa.timestamp("us", "UTC"))
-        stamped = (t.append_column(CREATED, pa.repeat(created, t.num_rows)) for t in tables)
-        return self._publication.stage(
-            self._work,
-            f"{view}/{self._work}-{part}.parquet",
-            stamped,
-            schema,
-            keep_empty=keep_empty and self._replace,
-        )
-
-
-def _modality_folder(out: Path, version: str) -> Path:
-    return out / _MODALITY / version
 
 
 def _extends(state: dict[str, Any], config: str, version: str) -> bool:
@@ -411,7 +360,8 @@ def _config(dataset: Dataset, seed: int) -> dict[str, Any]:
     """Return what decides the numbers in a row, besides the data."""
     users, items, until = dataset.users, dataset.items, dataset.item_vectors_until
     # Named only where it is given, so that what was built before it existed stays up to date.
-    own = {} if until is None else {"item_vectors_until": until.isoformat()}
+    own: dict[str, Any] = {} if until is None else {"item_vectors_until": until.isoformat()}
+    own |= {} if dataset.texts is None else {"texts": dataset.texts.model_dump()}
     return own | {
         "format": _FORMAT,
         "seed": seed,
@@ -422,10 +372,6 @@ def _config(dataset: Dataset, seed: int) -> dict[str, Any]:
         "profile": [users.categories, users.numbers, users.onboarding] if users else [],
         "vectors": sorted(items.vectors) if items else [],
     }
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _date(day: int) -> str:

@@ -118,7 +118,7 @@ class Publication:
         keep_empty : bool
             False: no file is left when there are no rows.
         """
-        path = self.root / _STAGING / work / name
+        path = self.staged(work, name)
         if path.exists():
             return int(pq.read_metadata(path).num_rows)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,6 +133,10 @@ class Publication:
         else:
             temporary.unlink()
         return rows
+
+    def staged(self, work: str, name: str) -> Path:
+        """Return where a staged file lies; it is not there when it has no rows to keep."""
+        return self.root / _STAGING / work / name
 
     def commit(self, work: str, state: dict[str, Any], *, replace: bool) -> None:
         """Publish everything staged, record ``state``, and drop earlier files where ``replace``."""

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from transforms.clean import CleanTables
 from transforms.engine import DAY_US, arrow_table, bounded_connection, quoted
 
-__all__ = ["DayBuckets", "DaySurvey", "UserDays", "survey_days"]
+__all__ = ["DayBuckets", "DaySurvey", "UserDays", "changes", "survey_days"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,8 @@ _RANKS = 2**32
 """More than there are different contexts."""
 _ENTRY_BYTES = 120
 """Peak memory of one (user, day, item) row while its partition is computed (measured)."""
+_EVENT_BYTES = 100
+"""The same of one event with its service: four columns, ordered twice."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +110,17 @@ class DaySurvey:
         }
 
 
-def survey_days(clean: CleanTables, memory_limit_mb: int, spill: Path | None = None) -> DaySurvey:
-    """Read all events once, and return each day's fingerprint."""
+def survey_days(
+    clean: CleanTables, memory_limit_mb: int, spill: Path | None = None, *, services: bool = False
+) -> DaySurvey:
+    """Read all events once, and return each day's fingerprint.
+
+    ``services``: the fingerprint changes with the service of an event, too.
+    """
+    hashed = "user_id, item_id, ts, weight, context" + (", service" if services else "")
     with bounded_connection(memory_limit_mb, spill) as connection:
         rows = connection.execute(
-            f"SELECT epoch_us(ts) // {DAY_US} AS day, count(*), "
-            "sum(hash(user_id, item_id, ts, weight, context)::HUGEINT), "
+            f"SELECT epoch_us(ts) // {DAY_US} AS day, count(*), sum(hash({hashed})::HUGEINT), "
             f"approx_count_distinct(user_id) FROM read_parquet({quoted(clean.events)}) "
             "GROUP BY day ORDER BY day"
         ).fetchall()
@@ -135,22 +142,33 @@ class DayBuckets:
         For everything this class holds at a time.
     bytes_per_day : int
         What the caller will hold for each active day of a user while it computes a partition.
+    events : bool
+        Keep each event with its service, too, for `load_events`.
     """
 
     def __init__(
-        self, folder: Path, clean: CleanTables, *, memory_limit_mb: int, bytes_per_day: int
+        self,
+        folder: Path,
+        clean: CleanTables,
+        *,
+        memory_limit_mb: int,
+        bytes_per_day: int,
+        events: bool = False,
     ) -> None:
         self.folder = folder
         self._clean = clean
         self._events = f"read_parquet({quoted(clean.events)})"
         self._memory_mb = memory_limit_mb
         self._bytes_per_day = bytes_per_day
+        self._with_events = events
         path = folder / _STATE
         self._state: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         # Another DuckDB release may hash differently: every day would look changed, one by one.
         known = (self._state.get("format"), self._state.get("duckdb"))
         if self._state and known != (_FORMAT, duckdb.__version__):
             logger.info("buckets were made by %s, all days are bucketed anew", known)
+            self._state = {}
+        elif events and not self._state.get("events"):
             self._state = {}
 
     @property
@@ -168,7 +186,9 @@ class DayBuckets:
         Safe to kill: an unfinished build is not named by the state, and a later update removes it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        found = survey_days(self._clean, self._memory_mb // 2, self.folder)
+        found = survey_days(
+            self._clean, self._memory_mb // 2, self.folder, services=self._with_events
+        )
         wanted = self._partitions_for(found)
         builds = [dict(b) for b in self._state.get("builds", [])]
         everything = wanted > self.partitions or len(builds) >= _MOST_BUILDS
@@ -187,6 +207,7 @@ class DayBuckets:
             self._state = {
                 "format": _FORMAT,
                 "duckdb": duckdb.__version__,
+                "events": self._with_events,
                 "partitions": partitions,
                 "days": found.prints,
                 "builds": [b for b in builds if b["days"]],
@@ -210,9 +231,9 @@ class DayBuckets:
         if days is None or entries is None or not days.num_rows:
             return None
         users = days["user_id"].combine_chunks()
-        user = np.concatenate([[0], np.cumsum(_changes(users))])
+        user = np.concatenate([[0], np.cumsum(changes(users))])
         day = days["day"].to_numpy().astype(np.int64)
-        changed = _changes(entries["user_id"].combine_chunks())
+        changed = changes(entries["user_id"].combine_chunks())
         changed |= np.diff(entries["day"].to_numpy()) != 0
         start = np.concatenate([[0], np.flatnonzero(changed) + 1, [entries.num_rows]])
         return UserDays(
@@ -227,8 +248,21 @@ class DayBuckets:
             events=entries["events"].to_numpy().astype(np.int64),
         )
 
+    def load_events(self, partition: int, first_day: int) -> pa.Table | None:
+        """Return one partition's events from ``first_day`` on; None: there is none.
+
+        Returns
+        -------
+        pyarrow.Table
+            user_id, ts (int64, microseconds), item_id and service (null: none), ordered by these.
+        """
+        with bounded_connection(max(self._memory_mb // 4, 64), self.folder) as connection:
+            found = self._read(connection, "events", partition, first_day, "user_id, ts, item_id")
+        return None if found is None or not found.num_rows else found
+
     def _partitions_for(self, found: DaySurvey) -> int:
-        needed = found.n_events * _ENTRY_BYTES + found.n_user_days * self._bytes_per_day
+        of_event = _ENTRY_BYTES + (_EVENT_BYTES if self._with_events else 0)
+        needed = found.n_events * of_event + found.n_user_days * self._bytes_per_day
         wanted = max(1, -(-needed // (self._memory_mb * 2**20 // 4)))
         # A power of two leaves room to grow before everything is partitioned anew.
         return int(2 ** int(np.ceil(np.log2(wanted))))
@@ -261,6 +295,11 @@ class DayBuckets:
             "GROUP BY user_id, day) "
             f"JOIN contexts ON rank = newest % {_RANKS}",
         }
+        if self._with_events:
+            tables["events"] = (
+                f"SELECT user_id, day, epoch_us(ts) AS ts, item_id, service, {part} AS part "
+                f"FROM {events}"
+            )
         with bounded_connection(self._memory_mb // 2, self.folder) as connection:
             # Readers sort for themselves; keeping the order of the events would cost memory.
             connection.execute("SET preserve_insertion_order = false")
@@ -312,7 +351,7 @@ def _name(number: int) -> str:
     return f"build-{number:06d}"
 
 
-def _changes(ids: pa.Array) -> npt.NDArray[np.bool_]:
+def changes(ids: pa.Array) -> npt.NDArray[np.bool_]:
     """Return bool (n - 1,): where an id differs from the one before it."""
     differs = pc.not_equal(ids.slice(1), ids.slice(0, len(ids) - 1))
     return np.asarray(differs.to_numpy(zero_copy_only=False), np.bool_)

@@ -31,6 +31,7 @@ __all__ = [
     "ItemsTable",
     "ModalityConfig",
     "SnapshotConfig",
+    "TextsConfig",
     "TimeColumn",
     "UsersTable",
     "load_dataset",
@@ -158,6 +159,17 @@ class ModalityConfig(_Strict):
     """Content only: folder of a sentence-transformers model on disk; default TF-IDF and SVD."""
 
 
+class TextsConfig(_Strict):
+    """What raw features carry of users' newest events as texts, for the contrastive encoder."""
+
+    vocabulary: int = Field(default=8192, ge=260, le=65_536)
+    """Token ids at most: bytes, merges, a guide token a service."""
+    max_item_tokens: int = Field(default=24, ge=2, le=512)
+    """Tokens of an item's text, guide token included."""
+    max_events: int = Field(default=32, ge=1, le=4096)
+    """Newest events of a user in each service."""
+
+
 class SnapshotConfig(_Strict):
     """Days (00:00 UTC) at which history is cut into raw feature rows, besides the data's end."""
 
@@ -202,6 +214,8 @@ class Dataset(_Strict):
         default_factory=lambda: {"collaborative": ModalityConfig()}
     )
     """``collaborative``, ``content``, or the name of a brought vector."""
+    texts: TextsConfig | None = None
+    """Raw features carry texts, too (view ``user_texts``); needs items.text or items.tags."""
     item_vectors_until: AwareDatetime | None = None
     """Item vectors are fitted on events before this instant (00:00 UTC of a day); default: the
     evaluation cut-off. Left where it is while that moves on, only the autoencoder is trained anew,
@@ -225,6 +239,8 @@ class Dataset(_Strict):
             self.items and (self.items.text or self.items.tags)
         ):
             raise ValueError("modalities: content needs items.text or items.tags")
+        if self.texts and not (self.items and (self.items.text or self.items.tags)):
+            raise ValueError("texts: needs items.text or items.tags")
         until = self.item_vectors_until
         if until is not None and (until.timestamp() % 86_400 or until > self.evaluation.cutoff):
             raise ValueError(

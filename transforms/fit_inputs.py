@@ -17,6 +17,7 @@ from encoder.errors import DataFault
 from encoder.modality import Items
 from transforms.clean import CleanTables
 from transforms.engine import DAY_US, arrow_table, quoted
+from transforms.texts import ONLY_SERVICE
 
 __all__ = ["FitInputs"]
 
@@ -100,6 +101,12 @@ class FitInputs:
         popularity = np.zeros(len(ids), np.int64)
         popularity[_positions(counted["item_id"], ids)] = counted["n"].to_numpy()
         return popularity
+
+    def services(self) -> tuple[str, ...]:
+        """Return the names of the events' services, in alphabetical order."""
+        name = f"coalesce(service, {quoted(ONLY_SERVICE)})"
+        query = f"SELECT DISTINCT {name} AS service FROM {self._events} ORDER BY service"
+        return tuple(arrow_table(self._connection, query)["service"].to_pylist())
 
     def sessions(self, ids: pa.Array) -> Iterator[tuple[Ints, Ints]]:
         """Yield (session, item position) arrays of distinct pairs; a session is in one chunk only.

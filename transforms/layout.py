@@ -18,8 +18,10 @@ __all__ = [
     "PROFILE",
     "RAW_FIELDS",
     "RECENCY",
+    "TEXTS",
     "Modality",
     "RawLayout",
+    "TextLayout",
     "column",
     "context_block",
     "field",
@@ -33,8 +35,9 @@ RECENCY = ("gap_days", "tenure_days")
 in the longest window), and from the first active day in the longest window to ``as_of``."""
 
 PROFILE, ACTIVITY, ONBOARDING = "user_profile", "user_activity", "user_onboarding"
+TEXTS = "user_texts"
 
-PREFIX = {PROFILE: "profile", ACTIVITY: "activity", ONBOARDING: "onboarding"}
+PREFIX = {PROFILE: "profile", ACTIVITY: "activity", ONBOARDING: "onboarding", TEXTS: "texts"}
 
 
 def field(view: str, name: str) -> str:
@@ -57,6 +60,7 @@ RAW_FIELDS = tuple(
         ACTIVITY: ("pooled", "histogram", "counts", "context", "as_of", "modality"),
         PROFILE: ("categories", "numbers", "as_of"),
         ONBOARDING: ("pooled", "as_of", "modality"),
+        TEXTS: ("tokens", "count", "as_of", "modality"),
     }.items()
     for name in names
 )
@@ -84,6 +88,14 @@ class Modality:
 
 
 @dataclass(frozen=True)
+class TextLayout:
+    """How much text a user's row carries: newest events of each service, tokens of an item."""
+
+    max_events: int
+    max_item_tokens: int
+
+
+@dataclass(frozen=True)
 class RawLayout:
     """Shape of the raw feature views of one data set and one set of modality encoders.
 
@@ -91,10 +103,12 @@ class RawLayout:
     [window][modality][cluster], counts float32 [window][4] + 2 recencies, context string [column],
     as_of, modality. ``user_profile``: categories string [column], numbers float32 [column], as_of.
     ``user_onboarding``: pooled float32 [modality][dim] + 1 (number of picks), as_of, modality.
+    ``user_texts``, where there are texts: tokens int32 [service][event, newest first][token] one
+    after the other, each event beginning with its service's guide token; count float32 [1], the
+    events of the longest window; as_of, modality.
     ``as_of`` is int64, microseconds since the epoch (UTC); ``modality`` is the version of the
-    modality
-    encoders. Columns with no element are left out, and so is a view without any. Field names carry
-    the view's prefix (``field``).
+    modality encoders. Columns with no element are left out, and so is a view without any. Field
+    names carry the view's prefix (``field``).
     """
 
     modalities: tuple[Modality, ...]
@@ -103,6 +117,7 @@ class RawLayout:
     categories: tuple[str, ...] = ()
     numbers: tuple[str, ...] = ()
     onboarding: bool = False
+    texts: TextLayout | None = None
 
     @classmethod
     def of(cls, dataset: Dataset, dims: Mapping[str, int] | None = None) -> RawLayout:
@@ -116,7 +131,10 @@ class RawLayout:
             ``dataset.yaml`` says, which is enough to declare views.
         """
         users = dataset.users
-        known = dims or {}
+        known, limits = dims or {}, dataset.texts
+        texts = None
+        if limits is not None:
+            texts = TextLayout(limits.max_events, limits.max_item_tokens)
         return cls(
             modalities=tuple(
                 Modality(name, known.get(name, config.dim), config.clusters)
@@ -127,6 +145,7 @@ class RawLayout:
             categories=users.categories if users else (),
             numbers=users.numbers if users else (),
             onboarding=bool(users and users.onboarding),
+            texts=texts,
         )
 
     @property
@@ -153,10 +172,41 @@ class RawLayout:
     def views(self) -> tuple[str, ...]:
         """Names of the raw views that this layout fills."""
         profile = (PROFILE,) if self.categories or self.numbers else ()
-        return (ACTIVITY, *profile, *((ONBOARDING,) if self.onboarding else ()))
+        onboarding = (ONBOARDING,) if self.onboarding else ()
+        return (ACTIVITY, *profile, *onboarding, *((TEXTS,) if self.texts else ()))
+
+    def texts_schema(self, modality_version: str, n_services: int) -> FeatureSchema:
+        """Return what the contrastive encoder reads of this layout.
+
+        Parameters
+        ----------
+        modality_version : str
+        n_services : int
+            Services that have a guide token of their own; all others share one.
+
+        Raises
+        ------
+        ValueError
+            There are no texts.
+        """
+        if self.texts is None:
+            raise ValueError("A layout without texts given, one with texts expected.")
+        most = (n_services + 1) * self.texts.max_events * self.texts.max_item_tokens
+        count = column(TEXTS, "count")
+        return FeatureSchema(
+            blocks=(
+                Block("texts", "tokens", column(TEXTS, "tokens"), 0, most),
+                Block("texts_count", "counts", count, 0, 1),
+            ),
+            as_of_columns=(column(TEXTS, "as_of"),),
+            event_count=ColumnElement(count, 0),
+            onboarding_count=None,
+            modality_columns=(column(TEXTS, "modality"),),
+            modality_version=modality_version,
+        )
 
     def schema(self, modality_version: str) -> FeatureSchema:
-        """Return the encoder's schema for this layout."""
+        """Return what the autoencoder reads of this layout."""
         blocks: list[Block] = []
         pooled = histogram = 0
         for days in self.windows:
@@ -190,13 +240,14 @@ class RawLayout:
                 offset += m.dim
             blocks.append(Block("onboarding_count", "counts", source, offset, 1))
             picks = ColumnElement(source, offset)
+        pooled_views = [view for view in self.views if view != TEXTS]
         return FeatureSchema(
             blocks=tuple(blocks),
-            as_of_columns=tuple(column(view, "as_of") for view in self.views),
+            as_of_columns=tuple(column(view, "as_of") for view in pooled_views),
             event_count=ColumnElement(counts, (len(self.windows) - 1) * len(COUNTS_PER_WINDOW)),
             onboarding_count=picks,
             modality_columns=tuple(
-                column(view, "modality") for view in self.views if view != PROFILE
+                column(view, "modality") for view in pooled_views if view != PROFILE
             ),
             modality_version=modality_version,
         )

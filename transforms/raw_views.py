@@ -7,16 +7,16 @@ from pathlib import Path
 
 from feast import Entity, FeatureView, Field, FileSource, PushSource
 from feast.data_format import ParquetFormat
-from feast.types import Array, Float32, Int64, String
+from feast.types import Array, Float32, Int32, Int64, String
 
-from transforms.layout import ACTIVITY, ONBOARDING, PROFILE, RawLayout, field
+from transforms.layout import ACTIVITY, ONBOARDING, PROFILE, TEXTS, RawLayout, field
 from transforms.names import ITEM_VECTORS
 
 __all__ = ["declare_item_vectors", "declare_raw_views"]
 
 
 def declare_raw_views(user: Entity, layout: RawLayout, features_dir: Path) -> list[FeatureView]:
-    """Return the raw views that the layout fills: activity, and profile and onboarding if any.
+    """Return the raw views that the layout fills: activity, and what else it has.
 
     Parameters
     ----------
@@ -53,6 +53,16 @@ def declare_raw_views(user: Entity, layout: RawLayout, features_dir: Path) -> li
             ),
             _as_of(ONBOARDING),
             _modality(ONBOARDING),
+        ],
+        TEXTS: [
+            Field(
+                name=field(TEXTS, "tokens"),
+                dtype=Array(Int32),
+                description="Token ids of what the newest events' items say, service by service.",
+            ),
+            _floats(TEXTS, "count", "Events in the longest window."),
+            _as_of(TEXTS),
+            _modality(TEXTS),
         ],
     }
     return [_view(view, user, fields[view], features_dir) for view in layout.views]

@@ -14,11 +14,9 @@ from encoder.clue.sequences import ServiceEvents, UserSequences
 from encoder.clue.tokenizer import ItemTokenizer, fit_tokenizer
 from transforms.clean import CleanTables
 from transforms.engine import arrow_table, quoted
+from transforms.texts import ONLY_SERVICE
 
-__all__ = ["ONLY_SERVICE", "ServiceTexts"]
-
-ONLY_SERVICE = "events"
-"""Service of events that name none."""
+__all__ = ["ServiceTexts"]
 
 
 class ServiceTexts:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from encoder.modality import ModalityEncoders
 from transforms.clean import CleanTables, IdType
 from transforms.engine import arrow_table, quoted
-from transforms.layout import ACTIVITY, ONBOARDING, PROFILE, RawLayout, field
+from transforms.layout import ACTIVITY, ONBOARDING, PROFILE, TEXTS, RawLayout, field
 from transforms.names import ITEM_KEY, ITEM_VECTORS, USER_KEY
 from transforms.windows import list_array, onboarding_pooled
 
@@ -24,6 +24,7 @@ EVENT_TIME, CREATED = "event_timestamp", "created_timestamp"
 
 _INSTANT = pa.timestamp("us", "UTC")
 _FLOATS, _TEXTS = pa.list_(pa.float32()), pa.list_(pa.string())
+_TOKENS = pa.list_(pa.int32())
 _BATCH = 16_384
 
 
@@ -49,9 +50,11 @@ def view_schema(view: str, layout: RawLayout, id_type: IdType) -> pa.Schema:
         columns |= {field(view, "numbers"): _FLOATS} if layout.numbers else {}
     elif view == ONBOARDING:
         columns[field(view, "pooled")] = _FLOATS
+    elif view == TEXTS:
+        columns |= {field(view, "tokens"): _TOKENS, field(view, "count"): _FLOATS}
     if view != ITEM_VECTORS:
         columns[field(view, "as_of")] = pa.int64()
-    if view in (ACTIVITY, ONBOARDING):
+    if view in (ACTIVITY, ONBOARDING, TEXTS):
         columns[field(view, "modality")] = pa.string()
     return pa.schema([*columns.items(), (EVENT_TIME, _INSTANT), (CREATED, _INSTANT)])
 

@@ -130,7 +130,8 @@ class ItemTokenizer:
     def from_json(cls, text: str) -> ItemTokenizer:
         """Rebuild a tokenizer written by `to_json`."""
         facts = json.loads(text)
-        return cls(tuple(facts["services"]), facts["max_tokens"], json.dumps(facts["definition"]))
+        definition = json.dumps(facts["definition"], sort_keys=True)
+        return cls(tuple(facts["services"]), facts["max_tokens"], definition)
 
 
 def fit_tokenizer(
@@ -185,7 +186,8 @@ def fit_tokenizer(
             f"{given.texts} item texts given, none holds a character. Name the items' text columns "
             "in dataset.yaml."
         )
-    return ItemTokenizer(tuple(services), max_tokens, bpe.to_str())
+    definition = json.dumps(json.loads(bpe.to_str()), sort_keys=True)
+    return ItemTokenizer(tuple(services), max_tokens, definition)
 
 
 class _Counted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,10 @@ from transforms.layout import (
     ONBOARDING,
     PROFILE,
     RAW_FIELDS,
+    TEXTS,
     Modality,
     RawLayout,
+    TextLayout,
     column,
     field,
 )
@@ -32,6 +35,20 @@ FULL = RawLayout(
     numbers=("height",),
     onboarding=True,
 )
+
+WITH_TEXTS = replace(FULL, texts=TextLayout(max_events=3, max_item_tokens=5))
+
+
+def test_texts_are_a_view_that_one_encoder_reads_and_the_other_does_not() -> None:
+    assert WITH_TEXTS.views == (*FULL.views, TEXTS)
+    assert WITH_TEXTS.schema(VERSION) == FULL.schema(VERSION)
+    schema = WITH_TEXTS.texts_schema(VERSION, n_services=2)
+    assert {name.split("__")[0] for name in schema.columns} == {TEXTS}
+    # Two services and all others together, 3 events of 5 tokens each.
+    assert schema.token_columns == {column(TEXTS, "tokens"): 45}
+    assert schema.event_count.column == column(TEXTS, "count")
+    with pytest.raises(ValueError, match="one with texts expected"):
+        FULL.texts_schema(VERSION, n_services=2)
 
 
 @given(layouts())
@@ -119,5 +136,5 @@ def test_a_brought_vector_has_the_width_it_came_with() -> None:
 
 def test_the_fields_of_all_raw_views_are_listed() -> None:
     user = Entity(name="user", join_keys=[USER_KEY], value_type=ValueType.INT64)
-    views = declare_raw_views(user, FULL, Path("/features"))
+    views = declare_raw_views(user, WITH_TEXTS, Path("/features"))
     assert {f.name for view in views for f in view.features} == set(RAW_FIELDS)
