@@ -4,41 +4,51 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from importlib import metadata
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
-from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
+from encoder.artifact_files import (
+    Arrays,
+    libraries,
+    read_tensors,
+    require_names,
+    sha256,
+    shapes,
+)
 from encoder.columns import RawBatch
 from encoder.errors import ArtifactError
+from encoder.kinds import GRAPH, EncoderInputs, Runner, kind_of
 from encoder.manifest import FLOAT32, FORMAT_VERSION, MANIFEST, Manifest
 from encoder.preprocessing import Preprocessor
 
-__all__ = ["FILES", "FORMAT_VERSION", "EncoderArtifact", "Manifest", "ModalityState"]
+__all__ = ["FORMAT_VERSION", "EncoderArtifact", "Manifest", "ModalityState", "artifact_files"]
 
-Arrays = dict[str, npt.NDArray[Any]]
 Float32 = npt.NDArray[np.float32]
 
 WEIGHTS, PREPROCESSING = "weights.safetensors", "preprocessing.safetensors"
-GRAPH, MODALITY, MODALITY_CONFIG = "encoder.onnx", "modality.safetensors", "modality.json"
+MODALITY, MODALITY_CONFIG = "modality.safetensors", "modality.json"
 
-FILES = (MANIFEST, WEIGHTS, PREPROCESSING, GRAPH, MODALITY, MODALITY_CONFIG)
-"""Every file of an artifact, the manifest first."""
+_COMMON = (MANIFEST, WEIGHTS, PREPROCESSING, MODALITY, MODALITY_CONFIG)
 
-_BATCH_ROWS = 4096
-_LIBRARIES = (
-    *("numpy", "onnx", "onnxruntime", "palate", "pyarrow", "safetensors", "scikit-learn", "scipy"),
-    "torch",
-)
+
+def artifact_files(model: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return every file of an artifact by its manifest's ``model``, the manifest first.
+
+    Raises
+    ------
+    ArtifactError
+        Unknown kind.
+    """
+    return (*_COMMON, *kind_of(model).graphs)
 
 
 class ModalityState(Protocol):
@@ -54,30 +64,31 @@ class ModalityState(Protocol):
 
 @dataclass(frozen=True)
 class EncoderArtifact:
-    """A trained encoder: manifest, preprocessing, weights, graph and modality encoders.
+    """A trained encoder of any kind: manifest, inputs, weights, graphs and modality encoders.
 
-    State: immutable, but for the ONNX Runtime sessions, cached per number of threads. Threads may
-    share it.
+    State: immutable, but for the ONNX Runtime sessions, cached per graph and number of threads, and
+    what the kind's runner remembers. Threads may share it.
 
     Attributes
     ----------
     manifest : Manifest
-    preprocessor : Preprocessor
+    preprocessor : EncoderInputs
+        From raw features to what the graphs read.
     weights : dict of str to array
-        All of the model's; those under ``encoder.`` make the embedding.
-    onnx : bytes
-        Graph "inputs" float32 (n, n_inputs) -> "embedding" float32 (n, embedding_dim).
+        All of the model's; the kind tells which make the embedding.
+    graphs : dict of str to bytes
+        By file name.
     modality : ModalityState
         Of a loaded artifact: read, and its hash verified, when ``state()`` is called, because
         serving never needs the item vectors and they are the largest file.
     """
 
     manifest: Manifest
-    preprocessor: Preprocessor
+    preprocessor: EncoderInputs
     weights: Arrays
-    onnx: bytes
+    graphs: Mapping[str, bytes]
     modality: ModalityState
-    _sessions: dict[int, ort.InferenceSession] = field(default_factory=dict, repr=False)
+    _sessions: dict[tuple[str, int], ort.InferenceSession] = field(default_factory=dict, repr=False)
     _making: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
@@ -85,13 +96,43 @@ class EncoderArtifact:
         """The content hash, 12 hex digits."""
         return self.manifest.encoder_version
 
+    @property
+    def block_inputs(self) -> Preprocessor:
+        """The preprocessor of an encoder that reads blocks.
+
+        Raises
+        ------
+        ArtifactError
+            The encoder is of another kind.
+        """
+        if isinstance(self.preprocessor, Preprocessor):
+            return self.preprocessor
+        kind = self.manifest.model["kind"]
+        raise ArtifactError(
+            f"Encoder {self.encoder_version!r} is of kind {kind!r} and reads no blocks. Name an "
+            "autoencoder's space.",
+            encoder_version=self.encoder_version,
+        )
+
+    @property
+    def onnx(self) -> bytes:
+        """The graph "inputs" float32 (n, n_inputs) -> "embedding" of an encoder that reads blocks.
+
+        Raises
+        ------
+        ArtifactError
+            As ``block_inputs``.
+        """
+        _ = self.block_inputs
+        return self.graphs[GRAPH]
+
     @classmethod
     def build(
         cls,
         *,
-        preprocessor: Preprocessor,
+        preprocessor: EncoderInputs,
         weights: Arrays,
-        onnx: bytes,
+        graphs: Mapping[str, bytes],
         modality: ModalityState,
         model: dict[str, Any],
         dataset: dict[str, Any],
@@ -113,7 +154,7 @@ class EncoderArtifact:
                 f"for {schema.modality_version!r}. Pass the ones the raw features were built with."
             )
         manifest = Manifest(
-            encoder_version=_version(preprocessor, weights, model, onnx),
+            encoder_version=_version(preprocessor, weights, model, graphs),
             schema=schema,
             model=model,
             preprocessing=preprocessor.state()[1],
@@ -121,23 +162,23 @@ class EncoderArtifact:
             data_cutoff=data_cutoff.isoformat(),
             training=training,
             created_at=created_at.isoformat(),
-            libraries=_libraries(),
+            libraries=libraries(),
         )
-        return cls(manifest, preprocessor, weights, onnx, modality)
+        return cls(manifest, preprocessor, weights, graphs, modality)
 
     def files(self) -> dict[str, bytes]:
         """Return the content of every file of the artifact, the manifest last."""
         modality_arrays, modality_config = self.modality.state()
         tensors = {WEIGHTS: self.weights, PREPROCESSING: self.preprocessor.state()[0]}
         content = {name: safetensors_numpy.save(arrays) for name, arrays in tensors.items()}
-        content[GRAPH] = self.onnx
+        content |= self.graphs
         content[MODALITY] = safetensors_numpy.save(modality_arrays)
         content[MODALITY_CONFIG] = json.dumps(modality_config, sort_keys=True).encode()
         manifest = Manifest(
             **{
                 **vars(self.manifest),
-                "files": {name: _sha256(data) for name, data in content.items()},
-                "tensors": {name: _shapes(arrays) for name, arrays in tensors.items()},
+                "files": {name: sha256(data) for name, data in content.items()},
+                "tensors": {name: shapes(arrays) for name, arrays in tensors.items()},
             }
         )
         return {**content, MANIFEST: manifest.to_json()}
@@ -167,26 +208,29 @@ class EncoderArtifact:
             Files or tensors are missing, unexpected or changed, or the format is unknown.
         """
         found = set(names)
-        _same_names("Files", found, set(FILES))
+        require_names("Files", found & set(_COMMON), set(_COMMON))
         manifest = Manifest.from_json(read(MANIFEST))
-        _same_names("Hashes of files", set(manifest.files), set(FILES) - {MANIFEST})
+        expected = set(artifact_files(manifest.model))
+        require_names("Files", found, expected)
+        require_names("Hashes of files", set(manifest.files), expected - {MANIFEST})
+        kind = kind_of(manifest.model)
 
         def verified(name: str) -> bytes:
             data = read(name)
-            if _sha256(data) != manifest.files[name]:
+            if sha256(data) != manifest.files[name]:
                 raise ArtifactError(
                     f"{name} of encoder version {manifest.encoder_version!r} has SHA-256 "
-                    f"{_sha256(data)}, the manifest says {manifest.files[name]}. The file was "
+                    f"{sha256(data)}, the manifest says {manifest.files[name]}. The file was "
                     "changed or cut short: fetch the artifact again.",
                     encoder_version=manifest.encoder_version,
                 )
             return data
 
-        weights = _tensors(WEIGHTS, verified(WEIGHTS), manifest)
-        arrays = _tensors(PREPROCESSING, verified(PREPROCESSING), manifest)
-        preprocessor = Preprocessor.from_state(manifest.schema, arrays, manifest.preprocessing)
-        onnx = verified(GRAPH)
-        version = _version(preprocessor, weights, manifest.model, onnx)
+        weights = read_tensors(WEIGHTS, verified(WEIGHTS), manifest)
+        arrays = read_tensors(PREPROCESSING, verified(PREPROCESSING), manifest)
+        preprocessor = kind.inputs(manifest.schema, arrays, manifest.preprocessing)
+        graphs = {name: verified(name) for name in kind.graphs}
+        version = _version(preprocessor, weights, manifest.model, graphs)
         for claimed in {manifest.encoder_version, expected_version or version}:
             if claimed != version:
                 raise ArtifactError(
@@ -195,45 +239,45 @@ class EncoderArtifact:
                     encoder_version=claimed,
                 )
         modality = _StoredModality(manifest.schema.modality_version, verified)
-        return cls(manifest, preprocessor, weights, onnx, modality)
+        return cls(manifest, preprocessor, weights, graphs, modality)
 
-    def session(self, threads: int = 1) -> ort.InferenceSession:
-        """Return an ONNX Runtime session (CPU) with ``threads`` threads; made once per number."""
-        session = self._sessions.get(threads)
+    def warm(self, threads: int = 1) -> None:
+        """Make the sessions of all graphs, which the first encoding would otherwise wait for."""
+        for name in self.graphs:
+            self._session(name, threads)
+
+    def _session(self, graph: str, threads: int) -> ort.InferenceSession:
+        """Return an ONNX Runtime session (CPU); made once per graph and number of threads."""
+        session = self._sessions.get((graph, threads))
         if session is None:
             with self._making:  # or threads that come first together make one each
-                session = self._sessions.get(threads)
+                session = self._sessions.get((graph, threads))
                 if session is None:
                     # Some builds report their use; a server of user data tells nobody anything.
                     ort.disable_telemetry_events()
                     options = ort.SessionOptions()
                     options.intra_op_num_threads = threads
                     options.inter_op_num_threads = 1
-                    session = self._sessions[threads] = ort.InferenceSession(
-                        self.onnx, options, providers=["CPUExecutionProvider"]
+                    session = self._sessions[graph, threads] = ort.InferenceSession(
+                        self.graphs[graph], options, providers=["CPUExecutionProvider"]
                     )
         return session
 
-    def encode_inputs(self, inputs: Float32, threads: int = 1) -> Float32:
+    @cached_property
+    def _runner(self) -> Runner:
+        return kind_of(self.manifest.model).runner(self._session, self.manifest.model, self.weights)
+
+    def encode_inputs(self, inputs: npt.NDArray[Any], threads: int = 1) -> Float32:
         """Return the embeddings float32 (n, embedding_dim) of preprocessed ``inputs``.
 
         Parameters
         ----------
-        inputs : float32 (n, n_inputs)
-            From ``preprocessor.transform``; run 4,096 rows at a time.
+        inputs : array (n, n_inputs at most)
+            From ``preprocessor.transform``.
         threads : int
-            Threads of the session.
+            Threads of the sessions.
         """
-        session = self.session(threads)
-        embedding: Float32
-        if 0 < len(inputs) <= _BATCH_ROWS:
-            (embedding,) = session.run(["embedding"], {"inputs": inputs})
-            return embedding
-        embedding = np.empty((len(inputs), self.manifest.embedding_dim), np.float32)
-        for start in range(0, len(inputs), _BATCH_ROWS):
-            part = slice(start, start + _BATCH_ROWS)
-            (embedding[part],) = session.run(["embedding"], {"inputs": inputs[part]})
-        return embedding
+        return self._runner(inputs, threads)
 
     def encode(self, batch: RawBatch, threads: int = 1) -> Float32:
         """Return the embeddings float32 (n_rows, embedding_dim) of raw features.
@@ -243,7 +287,7 @@ class EncoderArtifact:
         Raises
         ------
         MalformedInput, SpaceMismatch
-            As in ``Preprocessor.transform``.
+            As in ``preprocessor.transform``.
         """
         return self.encode_inputs(self.preprocessor.transform(batch), threads)
 
@@ -260,80 +304,33 @@ class _StoredModality:
 
 
 def _version(
-    preprocessor: Preprocessor, weights: Arrays, model: Mapping[str, Any], onnx: bytes
+    preprocessor: EncoderInputs,
+    weights: Arrays,
+    model: Mapping[str, Any],
+    graphs: Mapping[str, bytes],
 ) -> str:
     """Return the first 12 hex digits of the SHA-256 of what changes an embedding, and only that.
 
     The decoder, descriptions, history and times are not part of it. A float32 graph follows from
     the weights and is not, either; another precision's holds numbers of its own, so its bytes are.
     """
+    kind = kind_of(model)
     arrays, config = preprocessor.state()
-    encoder = {name: array for name, array in weights.items() if name.startswith("encoder.")}
+    encoder = {name: array for name, array in weights.items() if name.startswith(kind.weights)}
     digest = hashlib.sha256()
-    decisive: dict[str, Any] = {
-        k: model[k] for k in ("kind", "n_inputs", "embedding_dim", "hidden")
-    }
+    decisive: dict[str, Any] = {k: model[k] for k in kind.model}
     if model.get("precision", FLOAT32) != FLOAT32:
-        decisive |= {"precision": model["precision"], "graph": _sha256(onnx)}
+        one = {"graph": sha256(graphs[kind.graphs[0]])}
+        several = {f"graph {name}": sha256(graphs[name]) for name in kind.graphs}
+        decisive |= {"precision": model["precision"], **(one if len(graphs) == 1 else several)}
     facts = {
         "schema": preprocessor.schema.to_dict(),
-        # The entropies scale the training loss and nothing else.
-        "categories": config["categories"],
+        **kind.preprocessing(config),
         "model": decisive,
     }
     digest.update(json.dumps(facts, sort_keys=True).encode())
     for part in (arrays, encoder):
-        digest.update(json.dumps(_shapes(part), sort_keys=True).encode())
+        digest.update(json.dumps(shapes(part), sort_keys=True).encode())
         for name in sorted(part):
             digest.update(np.ascontiguousarray(part[name]).data)
     return digest.hexdigest()[:12]
-
-
-def _shapes(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, list[Any]]:
-    return {name: [str(array.dtype), list(array.shape)] for name, array in arrays.items()}
-
-
-def _tensors(name: str, data: bytes, manifest: Manifest) -> Arrays:
-    try:
-        arrays: Arrays = safetensors_numpy.load(data)
-    except SafetensorError as exc:
-        raise ArtifactError(f"{name} cannot be read: {exc}. Fetch the artifact again.") from exc
-    expected = manifest.tensors.get(name, {})
-    _same_names(f"Tensors of {name}", set(arrays), set(expected))
-    shapes = _shapes(arrays)
-    wrong = [
-        f"{k} {shapes[k]} instead of {expected[k]}" for k in expected if shapes[k] != expected[k]
-    ]
-    if wrong:
-        raise ArtifactError(
-            f"Tensors of {name} have another type or shape than the manifest says: "
-            f"{', '.join(sorted(wrong))}. Fetch the artifact again."
-        )
-    return arrays
-
-
-def _same_names(what: str, given: set[str], expected: set[str]) -> None:
-    faults = [
-        f"{word}: {', '.join(sorted(names))}"
-        for word, names in (("missing", expected - given), ("unexpected", given - expected))
-        if names
-    ]
-    if faults:
-        raise ArtifactError(
-            f"{what} do not match the artifact's format ({'; '.join(faults)}). "
-            "Fetch the artifact again, and keep nothing else in its folder."
-        )
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _libraries() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue  # serving installs have no torch
-    return versions

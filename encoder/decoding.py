@@ -44,7 +44,7 @@ def decode_taste(artifact: EncoderArtifact, embedding: Float32, block: str) -> F
     ArtifactError
         The artifact has no decoder, or one that has learned nothing of the block.
     """
-    layout = {b.name: b for b in artifact.preprocessor.input_slices if b.kind == "pooled"}
+    layout = {b.name: b for b in artifact.block_inputs.input_slices if b.kind == "pooled"}
     if block not in layout:
         raise ValueError(
             f"Block {block!r} given, a pooled one expected: {', '.join(sorted(layout))}."
@@ -53,7 +53,7 @@ def decode_taste(artifact: EncoderArtifact, embedding: Float32, block: str) -> F
     if embedding.ndim != 2 or embedding.shape[1] != dim:
         raise ValueError(f"Embeddings of shape {embedding.shape} given, (n, {dim}) expected.")
     _require_learned(artifact, block)
-    state, _ = artifact.preprocessor.state()
+    state, _ = artifact.block_inputs.state()
     where = slice(layout[block].start, layout[block].stop)
     taste: Float32 = _decode(artifact, embedding)[:, where] * state["scale"][where]  # (n, width)
     return taste

@@ -12,15 +12,18 @@ from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from encoder.artifact import EncoderArtifact, ModalityState
 from encoder.errors import ArtifactError
+from encoder.kinds import GRAPH
+from encoder.manifest import AUTOENCODER
 from encoder.preprocessing import Preprocessor
 from encoder.training import TrainingConfig, TrainingResult
 
-__all__ = ["PARITY", "export_artifact", "export_graph", "export_onnx"]
+__all__ = ["PARITY", "export_artifact", "export_graph", "export_onnx", "require_parity"]
 
 PARITY = 1e-5
 """Largest difference between torch and ONNX Runtime, times the largest number of the embeddings
@@ -134,10 +137,10 @@ def export_artifact(
     artifact = EncoderArtifact.build(
         preprocessor=preprocessor,
         weights={k: v.numpy() for k, v in result.model.state_dict().items()},
-        onnx=export_onnx(result.model.encoder, preprocessor.n_inputs),
+        graphs={GRAPH: export_onnx(result.model.encoder, preprocessor.n_inputs)},
         modality=modality,
         model={
-            "kind": "denoising_autoencoder",
+            "kind": AUTOENCODER,
             "n_inputs": preprocessor.n_inputs,
             **asdict(model),
             "hidden": list(model.hidden),
@@ -156,13 +159,31 @@ def export_artifact(
     )
     noise = np.random.default_rng(0).standard_normal((64, preprocessor.n_inputs))
     for inputs in (noise.astype(np.float32), result.sample):
-        expected = result.model.encode(torch.from_numpy(inputs)).numpy()
-        difference = float(np.abs(artifact.encode_inputs(inputs) - expected).max(initial=0.0))
-        limit = PARITY * max(1.0, float(np.abs(expected).max(initial=0.0)))
-        if not difference <= limit:
-            raise ArtifactError(
-                f"ONNX Runtime differs from torch by {difference:.2e}, at most {limit:.0e} is "
-                "accepted. Report this with the versions of torch, onnx and onnxruntime.",
-                encoder_version=artifact.encoder_version,
-            )
+        require_parity(artifact, inputs, result.model.encode(torch.from_numpy(inputs)).numpy())
     return artifact
+
+
+def require_parity(
+    artifact: EncoderArtifact, inputs: npt.NDArray[Any], expected: npt.NDArray[np.float32]
+) -> None:
+    """Refuse an artifact whose graphs give other embeddings than torch.
+
+    Parameters
+    ----------
+    artifact : EncoderArtifact
+    inputs : array (n, n_inputs)
+    expected : float32 (n, embedding_dim)
+
+    Raises
+    ------
+    ArtifactError
+        They differ by more than `PARITY`.
+    """
+    difference = float(np.abs(artifact.encode_inputs(inputs) - expected).max(initial=0.0))
+    limit = PARITY * max(1.0, float(np.abs(expected).max(initial=0.0)))
+    if not difference <= limit:
+        raise ArtifactError(
+            f"ONNX Runtime differs from torch by {difference:.2e}, at most {limit:.0e} is "
+            "accepted. Report this with the versions of torch, onnx and onnxruntime.",
+            encoder_version=artifact.encoder_version,
+        )

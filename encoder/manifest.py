@@ -9,10 +9,23 @@ from typing import Any
 from encoder.errors import ArtifactError
 from encoder.schema import FeatureSchema
 
-__all__ = ["FLOAT32", "FORMAT_VERSION", "INT8", "MANIFEST", "Manifest"]
+__all__ = [
+    "AUTOENCODER",
+    "CLUE",
+    "FLOAT32",
+    "FORMAT_VERSION",
+    "INT8",
+    "MANIFEST",
+    "NETWORKS",
+    "Manifest",
+]
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+
+AUTOENCODER, CLUE = "denoising_autoencoder", "clue"
+NETWORKS = {AUTOENCODER: "autoencoder", CLUE: "contrastive encoder"}
+"""Kinds of encoders as a manifest's ``model`` names them -> what their networks are called."""
 
 FLOAT32, INT8 = "float32", "int8"
 _PRECISIONS = (FLOAT32, INT8)
@@ -28,7 +41,7 @@ class Manifest:
         First 12 hex digits of the content hash.
     schema : FeatureSchema
     model : dict
-        ``kind``, ``n_inputs``, ``embedding_dim``, ``hidden`` decide the graph, and ``precision``
+        ``kind``, ``embedding_dim`` and what the kind names decide the graphs, and ``precision``
         where it is not float32; the rest is kept for the reader.
     preprocessing : dict
         JSON part of the preprocessor's state.

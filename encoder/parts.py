@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from encoder.artifact import EncoderArtifact
-from encoder.manifest import FLOAT32
+from encoder.item_texts import ItemTexts
+from encoder.kinds import EncoderInputs
+from encoder.manifest import FLOAT32, NETWORKS
 from encoder.modality import ItemVectors, ModalityEncoders
 from encoder.preprocessing import Preprocessor
 
@@ -28,8 +30,9 @@ class Part:
     Attributes
     ----------
     kind : str
-        ``data``, ``modality encoder``, ``input schema``, ``preprocessing``, ``autoencoder``, and
-        ``quantisation`` where the graph is not float32.
+        ``data``, ``modality encoder``, ``item texts`` where raw features carry any, ``input
+        schema``, ``preprocessing``, one of ``NETWORKS``, and ``quantisation`` where the graph is
+        not float32.
     name : str
         Which of its kind: a modality's name, the data set's; "" where there is one only.
     version : str
@@ -78,18 +81,19 @@ def artifact_parts(artifact: EncoderArtifact) -> list[Part]:
         *modality_parts(encoders),
         Part("input schema", "", _hash({}, schema), blocks),
         _preprocessing(artifact.preprocessor),
-        Part("autoencoder", "", _autoencoder_hash(artifact), _flat(settings)),
+        Part(NETWORKS[model["kind"]], "", _network_hash(artifact), _flat(settings)),
         *_quantisation(artifact),
     ]
 
 
 def modality_parts(encoders: ModalityEncoders) -> list[Part]:
-    """Return one part for each modality, in their order.
+    """Return one part for each modality, in their order, and one for the items' texts if any.
 
     The hash is over the items that were fitted on, as the version of all together is: a catalogue
     that grows changes neither.
     """
-    return [_modality(encoders, vectors) for vectors in encoders.modalities]
+    parts = [_modality(encoders, vectors) for vectors in encoders.modalities]
+    return parts if encoders.texts is None else [*parts, _texts(encoders.texts, encoders.fitted)]
 
 
 def _modality(encoders: ModalityEncoders, vectors: ItemVectors) -> Part:
@@ -116,7 +120,16 @@ def _modality(encoders: ModalityEncoders, vectors: ItemVectors) -> Part:
     return Part("modality encoder", vectors.name, _hash(arrays, config | {"ids": ids}), settings)
 
 
-def _autoencoder_hash(artifact: EncoderArtifact) -> str:
+def _texts(texts: ItemTexts, fitted: npt.NDArray[np.bool_]) -> Part:
+    tokens, tokenizer = texts.state(fitted)
+    settings = {
+        "services": list(texts.tokenizer.services),
+        "max_tokens": texts.tokenizer.max_tokens,
+    }
+    return Part("item texts", "", _hash(tokens, {"tokenizer": tokenizer}), settings)
+
+
+def _network_hash(artifact: EncoderArtifact) -> str:
     return _hash(artifact.weights, {"kind": artifact.manifest.model["kind"]})
 
 
@@ -125,13 +138,17 @@ def _quantisation(artifact: EncoderArtifact) -> list[Part]:
     if precision == FLOAT32:
         return []
     rows = artifact.manifest.training["quantisation"]["calibration_rows"]
-    version = hashlib.sha256(artifact.onnx).hexdigest()[:12]
+    version = hashlib.sha256(b"".join(artifact.graphs.values())).hexdigest()[:12]
     return [Part("quantisation", "", version, {"precision": precision, "calibration_rows": rows})]
 
 
-def _preprocessing(preprocessor: Preprocessor) -> Part:
-    arrays, config = preprocessor.state()
-    known = {f"categories.{k}": len(v) for k, v in config["categories"].items()}
+def _preprocessing(inputs: EncoderInputs) -> Part:
+    arrays, config = inputs.state()
+    known = (
+        {f"categories.{k}": len(v) for k, v in config["categories"].items()}
+        if isinstance(inputs, Preprocessor)
+        else config
+    )
     return Part("preprocessing", "", _hash(arrays, config), known)
 
 

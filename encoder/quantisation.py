@@ -24,6 +24,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from encoder.alignment import cosines
 from encoder.artifact import EncoderArtifact
 from encoder.errors import ArtifactError
+from encoder.kinds import GRAPH
 from encoder.manifest import FLOAT32, INT8
 
 __all__ = ["EmbeddingDifference", "embedding_difference", "quantise", "quantised_graph"]
@@ -89,7 +90,7 @@ def quantise(artifact: EncoderArtifact, calibration: Float32) -> EncoderArtifact
     found = EncoderArtifact.build(
         preprocessor=artifact.preprocessor,
         weights=artifact.weights,
-        onnx=quantised_graph(artifact.onnx, calibration),
+        graphs={GRAPH: quantised_graph(artifact.onnx, calibration)},
         modality=artifact.modality,
         model={**manifest.model, "precision": INT8},
         dataset=manifest.dataset,

@@ -167,20 +167,27 @@ def build(repo: Path, dry_run: bool, quiet: bool) -> None:
 
 @main.command()
 @REPO
+@click.option(
+    "--encoder",
+    "kind",
+    type=click.Choice(["autoencoder", "clue"]),
+    help="Kind of encoder; default: `encoder` of palate.yaml.",
+)
 @click.option("--no-resume", is_flag=True, help="Start over instead of using a checkpoint.")
 @QUIET
-def train(repo: Path, no_resume: bool, quiet: bool) -> None:
+def train(repo: Path, kind: str | None, no_resume: bool, quiet: bool) -> None:
     """Train an encoder on everything before the cut-off and register it as a new space.
 
-    The embedding learns to rebuild a user's raw features from a part of them, and to predict what
-    the user does next (`training: prediction_weight` in palate.yaml; 0: only to rebuild).
+    An autoencoder's embedding learns to rebuild a user's raw features from a part of them, and to
+    predict what the user does next (`training: prediction_weight` in palate.yaml; 0: only to
+    rebuild). One of kind clue learns to know a user of one service by the texts of another.
     """
     from materialize.train import train_space
 
     context = _context(repo)
     report = train_space(
         context.store,
-        context.settings,
+        context.settings.with_encoder(kind),
         context.ledger,
         resume=not no_resume,
         progress=not quiet,

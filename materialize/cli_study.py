@@ -29,7 +29,7 @@ def list_command(repo: Path, name: str | None) -> None:
         return
     from materialize.config import load_settings
     from materialize.features import current_modalities
-    from materialize.train import training_config
+    from materialize.recipes import training_config
     from materialize.training_rows import raw_schema
 
     try:

@@ -116,10 +116,18 @@ class _File(BaseModel):
     """How the batch job runs."""
     stream: StreamSettings = StreamSettings()
     """How the stream of events is applied."""
+    encoder: Literal["autoencoder", "clue"] = "autoencoder"
+    """Kind of encoder that ``palate train`` makes; its ``--encoder`` goes before it. ``clue`` needs
+    ``texts`` in the data set, and the extra ``clue``."""
     autoencoder: dict[str, Any] = Field(default_factory=dict)
     """Fields of ``encoder.autoencoder.AutoencoderConfig`` that differ from its defaults."""
     training: dict[str, Any] = Field(default_factory=dict)
     """Fields of ``encoder.training.TrainingConfig`` that differ from its defaults."""
+    clue: dict[str, Any] = Field(default_factory=dict)
+    """Fields of ``encoder.clue.network.ClueConfig`` that differ from its defaults, but for the
+    lengths of texts, which the data set has."""
+    clue_training: dict[str, Any] = Field(default_factory=dict)
+    """Fields of ``encoder.clue.config.ClueTrainingConfig`` that differ from its defaults."""
     compatibility: CompatibilitySettings | None = None
     """Backward-compatible training; None: the next encoder is free."""
 
@@ -164,6 +172,12 @@ class RepoSettings:
         given = {name: value for name, value in changes.items() if value is not None}
         after = type(before).model_validate(before.model_dump() | given)
         return RepoSettings(self.repo, self.file.model_copy(update={section: after}))
+
+    def with_encoder(self, kind: str | None) -> RepoSettings:
+        """Return the settings for another kind of encoder; None keeps the kind."""
+        if kind is None:
+            return self
+        return RepoSettings(self.repo, self.file.model_copy(update={"encoder": kind}))
 
     @property
     def dataset_path(self) -> Path:

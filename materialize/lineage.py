@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from encoder.manifest import NETWORKS
 from materialize.ledger import Space
 
 if TYPE_CHECKING:
@@ -26,14 +27,16 @@ __all__ = [
 CHAIN_FACT = "chain"
 """Fact of a space whose artifact is gone."""
 
+_INPUTS = ("data", "modality encoder", "item texts", "input schema", "preprocessing")
 _UPSTREAM = {
     "data": (),
     "modality encoder": ("data",),
-    # A modality's width and number of clusters decide the layout.
-    "input schema": ("modality encoder",),
-    "preprocessing": ("data", "modality encoder", "input schema"),
-    "autoencoder": ("data", "modality encoder", "input schema", "preprocessing"),
-    "quantisation": ("data", "modality encoder", "input schema", "preprocessing", "autoencoder"),
+    "item texts": ("data",),
+    # A modality's width and number of clusters decide the layout, as do the services.
+    "input schema": ("modality encoder", "item texts"),
+    "preprocessing": ("data", "modality encoder", "item texts", "input schema"),
+    **dict.fromkeys(NETWORKS.values(), _INPUTS),
+    "quantisation": (*_INPUTS, *NETWORKS.values()),
 }
 
 

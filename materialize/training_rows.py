@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "future_note",
     "future_of",
+    "layout_of",
     "predicted_schema",
     "raw_schema",
     "with_future",
@@ -49,7 +50,7 @@ _NOTE = b"palate.future"
 
 def raw_schema(settings: RepoSettings, modalities: ModalityEncoders) -> FeatureSchema:
     """Return the schema of a repository's raw features, all blocks."""
-    return _layout(settings, modalities).schema(modalities.version)
+    return layout_of(settings, modalities).schema(modalities.version)
 
 
 def predicted_schema(
@@ -59,7 +60,7 @@ def predicted_schema(
     if config.prediction_weight == 0:
         return None
     return future_schema(
-        _layout(settings, modalities), _spans(settings, config), modalities.version
+        layout_of(settings, modalities), _spans(settings, config), modalities.version
     )
 
 
@@ -157,7 +158,7 @@ def with_future(
     """
     if config.prediction_weight == 0:
         return source
-    layout, spans = _layout(settings, modalities), _spans(settings, config)
+    layout, spans = layout_of(settings, modalities), _spans(settings, config)
     schema = future_schema(layout, spans, modalities.version)
     if not folder.exists():
         clean = CleanTables(settings.data_dir)
@@ -237,7 +238,8 @@ def _write_moments(source: RawSource, buckets: DayBuckets, folder: Path) -> None
         )
 
 
-def _layout(settings: RepoSettings, modalities: ModalityEncoders) -> RawLayout:
+def layout_of(settings: RepoSettings, modalities: ModalityEncoders) -> RawLayout:
+    """Return the layout of a repository's raw features."""
     return RawLayout.of(settings.dataset, {m.name: m.dim for m in modalities.modalities})
 
 

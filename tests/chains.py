@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from encoder.artifact import EncoderArtifact
+from encoder.kinds import GRAPH
 from encoder.modality import Items, ModalityEncoders, ModalitySpec, fit_modalities
 from encoder.preprocessing import Preprocessor
 from tests.encoders import LAYOUT
@@ -49,7 +50,7 @@ def build_artifact(
     arguments: dict[str, Any] = {
         "preprocessor": Preprocessor.fit(schema, [random_batch(schema, 100, seed=0)]),
         "weights": {"encoder.w": np.full(3, weight, np.float32)},
-        "onnx": b"graph",
+        "graphs": {GRAPH: b"graph"},
         "modality": modalities,
         "model": {
             **{"kind": "denoising_autoencoder", "n_inputs": 1, "embedding_dim": 8},

@@ -14,6 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from scipy import sparse
 
 from encoder.artifact import EncoderArtifact
+from encoder.kinds import GRAPH
+from encoder.manifest import AUTOENCODER
 from encoder.modality import ItemVectors, ModalityEncoders
 from encoder.preprocessing import Preprocessor
 from encoder.schema import FeatureSchema
@@ -91,10 +93,10 @@ class TinyCohort:
         return EncoderArtifact.build(
             preprocessor=preprocessor,
             weights={"encoder.weight": weight},
-            onnx=_linear_graph(weight),
+            graphs={GRAPH: _linear_graph(weight)},
             modality=self.modalities,
             model={
-                "kind": "linear",
+                "kind": AUTOENCODER,
                 "n_inputs": len(weight),
                 "embedding_dim": DIM,
                 "hidden": [],

@@ -3,24 +3,48 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 import threading
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.parquet as pq
 
 from encoder.artifact import EncoderArtifact, ModalityState
 from encoder.autoencoder import AutoencoderConfig, DenoisingAutoencoder
+from encoder.clue.artifact import export_clue
+from encoder.clue.config import ClueTrainingConfig
+from encoder.clue.from_rows import read_sequences
+from encoder.clue.inputs import ClueInputs
+from encoder.clue.network import ClueConfig, ClueNetwork
+from encoder.clue.training import ClueResult
 from encoder.export import export_artifact
+from encoder.manifest import AUTOENCODER, CLUE
 from encoder.preprocessing import Preprocessor
+from encoder.rows import RowSource
+from encoder.schema import FeatureSchema
 from encoder.training import TrainingConfig, TrainingResult
-from tests.strategies import VERSION, random_batch
-from transforms.layout import Modality, RawLayout
+from tests.strategies import TOKENS, VERSION, random_batch, to_table
+from transforms.layout import Modality, RawLayout, TextLayout
 
-__all__ = ["LAYOUT", "MODEL", "SCHEMA", "WHEN", "VectorState", "export_tiny", "tiny_artifact"]
+__all__ = [
+    "CLUE_SCHEMA",
+    "EXPORTED",
+    "LAYOUT",
+    "MODEL",
+    "SCHEMA",
+    "WHEN",
+    "VectorState",
+    "export_tiny",
+    "export_tiny_clue",
+    "tiny",
+    "tiny_artifact",
+]
 
 LAYOUT = RawLayout(
     (Modality("collaborative", 4, 3),), (7,), categories=("gender",), onboarding=True
@@ -28,6 +52,19 @@ LAYOUT = RawLayout(
 SCHEMA = LAYOUT.schema(VERSION)
 MODEL = AutoencoderConfig(8, (16,))
 WHEN = datetime(2026, 1, 1, tzinfo=timezone.utc)
+
+CLUE_SCHEMA = replace(LAYOUT, texts=TextLayout(TOKENS.events, TOKENS.item)).texts_schema(
+    VERSION, TOKENS.guides - 1
+)
+_CLUE = ClueConfig(
+    8,
+    width=16,
+    item_layers=1,
+    service_layers=1,
+    head_width=8,
+    max_item_tokens=TOKENS.item,
+    max_events=TOKENS.events,
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +91,15 @@ def tiny_artifact(
     """
     if modality is not _THREE_ITEMS:
         return export_tiny(seed, layout, modality)
-    kept = _exported(seed, layout)
+    return _copy(_exported(seed, layout))
+
+
+def tiny(kind: str) -> EncoderArtifact:
+    """Return a tiny artifact of a kind, a copy of its own."""
+    return _copy(_exported_kind(kind))
+
+
+def _copy(kept: EncoderArtifact) -> EncoderArtifact:
     own = {name: copy.deepcopy(getattr(kept, name)) for name in _CHANGEABLE}
     return replace(kept, **own, _sessions={}, _making=threading.Lock())
 
@@ -65,6 +110,36 @@ _CHANGEABLE = ("manifest", "preprocessor", "weights")
 @cache
 def _exported(seed: int, layout: RawLayout) -> EncoderArtifact:
     return export_tiny(seed, layout)
+
+
+@cache
+def _exported_kind(kind: str) -> EncoderArtifact:
+    return tiny_artifact() if kind == AUTOENCODER else EXPORTED[kind]()
+
+
+def export_tiny_clue(
+    schema: FeatureSchema = CLUE_SCHEMA,
+    modality: ModalityState = _THREE_ITEMS,
+    vocabulary: int = TOKENS.vocabulary,
+) -> EncoderArtifact:
+    """Make a contrastive encoder with initial weights, of texts with the limits of `TOKENS`."""
+    inputs = ClueInputs(schema, vocabulary, TOKENS.guides, TOKENS.item, TOKENS.events)
+    batch = random_batch(schema, 200)
+    network = ClueNetwork(_CLUE, vocabulary)
+    result = ClueResult(network, (), 1, False, 180, 20)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = Path(folder) / "rows.parquet"
+        pq.write_table(to_table(batch), rows)
+        found = read_sequences(RowSource(rows, schema), inputs, ("books", "films"), progress=False)
+    return export_clue(
+        result,
+        ClueTrainingConfig(model=_CLUE),
+        inputs,
+        found,
+        modality,
+        dataset={"name": "tiny"},
+        data_cutoff=WHEN,
+    )
 
 
 def export_tiny(
@@ -85,3 +160,7 @@ def export_tiny(
         dataset={"name": "tiny"},
         data_cutoff=WHEN,
     )
+
+
+EXPORTED = {AUTOENCODER: export_tiny, CLUE: export_tiny_clue}
+"""Kind of encoder -> what makes a tiny one anew."""

@@ -71,7 +71,7 @@ def _load(store: str, encoder_version: str) -> EncoderArtifact:
     from encoder.store import ArtifactStore
 
     artifact = ArtifactStore(store).load(encoder_version)
-    artifact.session()  # made once here, not by every first request at the same moment
+    artifact.warm()  # made once here, not by every first request at the same moment
     return artifact
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+from encoder.manifest import NETWORKS
 from materialize.space_record import bridge_figures
 
 __all__ = ["COLUMNS", "MOST_SPACES", "Arc", "Edge", "Node", "Picture", "draw_lineage"]
@@ -20,7 +21,7 @@ COLUMNS = (
     "data",
     "modality encoders",
     "preprocessing",
-    "autoencoder",
+    "encoder",
     "space",
     "runs",
     "consumers",
@@ -223,12 +224,12 @@ def _levels(record: Record, *, chosen: bool) -> Iterator[list[Node]]:
                 [_hash(state), f"{len(schema['settings'])} blocks"],
             )
         ]
-        (model,) = by_kind["autoencoder"]
+        (model,) = (part for kind in NETWORKS.values() for part in by_kind.get(kind, ()))
         loss = came_from["figures"].get("validation_loss")
         told = [] if loss is None else [f"loss {loss:.4g}"]
         width = model["settings"].get("model.embedding_dim")
         yield [
-            box(3, model["version"], "autoencoder", [_hash(model), f"{width} dimensions", *told])
+            box(3, model["version"], model["kind"], [_hash(model), f"{width} dimensions", *told])
         ]
     number = record["space"]
     marks = ["default"] if record["default"] else []

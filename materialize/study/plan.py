@@ -18,11 +18,11 @@ from materialize.config import RepoSettings
 from materialize.evaluate.tasks import TASKS
 from materialize.evaluate.units import MEASURES, unit_path
 from materialize.features import current_modalities
+from materialize.recipes import training_config
 from materialize.study.fit import Unit
 from materialize.study.rows import StudyRows
 from materialize.study.studies import Study, find_study
 from materialize.study.variant import DEFAULT, Variant
-from materialize.train import training_config
 from materialize.training_rows import raw_schema
 from transforms.clean import CleanTables
 

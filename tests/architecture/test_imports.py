@@ -45,6 +45,7 @@ MAY_IMPORT = {
 TORCH_ON_LOAD = {
     "encoder/autoencoder.py",
     "encoder/checkpoint.py",
+    "encoder/clue/artifact.py",
     "encoder/clue/encoding.py",
     "encoder/clue/export.py",
     "encoder/clue/flops.py",

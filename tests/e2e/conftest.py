@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,21 @@ SMALL = {
 }
 
 
+CLUE: dict[str, Any] = {
+    "encoder": "clue",
+    "clue": {
+        **{"embedding_dim": 16, "width": 32, "head_width": 16},
+        **{"item_layers": 1, "service_layers": 1},
+    },
+    "clue_training": {
+        **{"batch_size": 64, "validation_users": 16, "max_epochs": 2, "held_out_share": 0.25},
+        "device": "cpu",
+    },
+    "texts": {"vocabulary": 400, "max_item_tokens": 8, "max_events": 8},
+}
+"""What `build_story` needs for an encoder of the contrastive kind."""
+
+
 @dataclass(frozen=True)
 class Story:
     """A repository whose space 1 is materialised up to ``END``."""
@@ -64,23 +79,38 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Raw:
 
 
 @pytest.fixture(scope="session")
-def story(raw: Raw, tmp_path_factory: pytest.TempPathFactory) -> Story:
+def plain_story(raw: Raw, tmp_path_factory: pytest.TempPathFactory) -> Story:
     """Only read: tests that change what is served build a story of their own."""
     return build_story(tmp_path_factory.mktemp("story") / "repo", raw, END)
 
 
+@pytest.fixture(scope="session")
+def story(plain_story: Story) -> Story:
+    """The story of most tests."""
+    return plain_story
+
+
 def build_story(
-    repo: Path, raw: Raw, end: dt.datetime, *, request_context: Sequence[str] = (), **changes: Any
+    repo: Path,
+    raw: Raw,
+    end: dt.datetime,
+    *,
+    request_context: Sequence[str] = (),
+    texts: Mapping[str, int] | None = None,
+    **changes: Any,
 ) -> Story:
     """Take a new repository through the main job, materialised up to ``end``.
 
-    ``request_context`` is that of the events, ``changes`` are fields of palate.yaml.
+    ``request_context`` is that of the events, ``texts`` that of the data set, ``changes`` are
+    fields of palate.yaml.
     """
     init_repository(repo, "simulated")
     config, dataset = repo / "palate.yaml", repo / "datasets" / "simulated.yaml"
     config.write_text(config.read_text() + yaml.safe_dump(SMALL | changes))
     described = yaml.safe_load(dataset.read_text().replace("${PALATE_DATA}", str(raw.folder)))
     described["events"]["request_context"] = list(request_context)
+    if texts is not None:
+        described["texts"] = dict(texts)
     dataset.write_text(yaml.safe_dump(described))
     context = Context(repo)
     settings = context.settings

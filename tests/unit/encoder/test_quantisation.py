@@ -25,6 +25,7 @@ from encoder.artifact import EncoderArtifact
 from encoder.autoencoder import AutoencoderConfig, DenoisingAutoencoder
 from encoder.errors import ArtifactError
 from encoder.export import export_artifact
+from encoder.kinds import GRAPH
 from encoder.parts import artifact_parts
 from encoder.preprocessing import Preprocessor
 from encoder.quantisation import embedding_difference, quantise, quantised_graph
@@ -179,7 +180,7 @@ def _rebuilt(artifact: EncoderArtifact, **changes: Any) -> EncoderArtifact:
     manifest = artifact.manifest
     arguments: dict[str, Any] = {
         **{"preprocessor": artifact.preprocessor, "weights": artifact.weights},
-        **{"onnx": artifact.onnx, "modality": artifact.modality, "model": manifest.model},
+        **{"graphs": artifact.graphs, "modality": artifact.modality, "model": manifest.model},
         **{"dataset": manifest.dataset, "training": manifest.training},
         **{"data_cutoff": WHEN, "created_at": WHEN},
     }
@@ -190,13 +191,14 @@ def test_a_float32_version_is_what_it_was_before_there_was_a_precision() -> None
     """Stored artifacts keep their names: neither the word nor the graph's bytes enter the hash."""
     exact = tiny_artifact()
     model = {**exact.manifest.model, "precision": "float32"}
-    other = _rebuilt(exact, model=model, onnx=exact.onnx + b"\x00")
+    other = _rebuilt(exact, model=model, graphs={GRAPH: exact.onnx + b"\x00"})
     assert other.encoder_version == exact.encoder_version
 
 
 def test_an_int8_version_changes_with_its_graph(int8: EncoderArtifact) -> None:
     assert _rebuilt(int8).encoder_version == int8.encoder_version
-    assert _rebuilt(int8, onnx=int8.onnx + b"\x00").encoder_version != int8.encoder_version
+    other = _rebuilt(int8, graphs={GRAPH: int8.onnx + b"\x00"})
+    assert other.encoder_version != int8.encoder_version
 
 
 def test_equal_rows_in_any_order_give_equal_bytes_and_other_ranges_do_not() -> None:
@@ -245,7 +247,8 @@ def test_the_parts_differ_in_the_quantisation_alone() -> None:
     exact = build_artifact(encoders)
     training = {**exact.manifest.training, "quantisation": {"calibration_rows": 9}}
     model = {**exact.manifest.model, "precision": "int8"}
-    int8 = build_artifact(encoders, model=model, training=training, onnx=b"another graph")
+    graphs = {GRAPH: b"another graph"}
+    int8 = build_artifact(encoders, model=model, training=training, graphs=graphs)
     *same, own = artifact_parts(int8)
     assert same == artifact_parts(exact)
     assert (own.kind, own.settings) == (

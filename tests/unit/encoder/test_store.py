@@ -55,7 +55,7 @@ def test_saving_again_changes_nothing(url: str, artifact: EncoderArtifact) -> No
     before = fs.cat_file(manifest)
     described = EncoderArtifact(
         type(artifact.manifest)(**{**vars(artifact.manifest), "dataset": {"name": "later"}}),
-        artifact.preprocessor, artifact.weights, artifact.onnx, artifact.modality,
+        artifact.preprocessor, artifact.weights, artifact.graphs, artifact.modality,
     )  # fmt: skip
     assert store.save(described) == first
     assert fs.cat_file(manifest) == before

@@ -12,7 +12,7 @@ from encoder.autoencoder import AutoencoderConfig
 from encoder.errors import DataFault
 from encoder.training import TrainingConfig
 from materialize.config import CONFIG_FILE, load_settings
-from materialize.train import training_config
+from materialize.recipes import training_config
 
 MINIMAL = "dataset: datasets/x.yaml\n"
 

@@ -11,6 +11,7 @@ import pytest
 
 from encoder.artifact import EncoderArtifact
 from encoder.errors import ArtifactError
+from encoder.kinds import GRAPH
 from encoder.store import ArtifactStore
 from materialize.config import RepoSettings, load_settings
 from materialize.ledger import Space
@@ -158,7 +159,7 @@ def test_an_int8_space_differs_from_its_float32_one_in_the_quantisation_alone(
     int8 = build_artifact(
         encoders,
         dataset=DATA,
-        onnx=b"another graph",
+        graphs={GRAPH: b"another graph"},
         model={**exact.manifest.model, "precision": "int8"},
         training={**exact.manifest.training, "quantisation": {"calibration_rows": 9}},
     )
