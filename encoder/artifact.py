@@ -58,6 +58,10 @@ class ModalityState(Protocol):
     def version(self) -> str:
         """Content hash of the item vectors."""
 
+    @property
+    def texts_version(self) -> str | None:
+        """Content hash of the item texts; None: there are none."""
+
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         """Return (arrays, JSON types) from which the modality encoders are rebuilt."""
 
@@ -148,7 +152,7 @@ class EncoderArtifact:
             The modality encoders are of another version than the schema names.
         """
         schema = preprocessor.schema
-        if modality.version != schema.modality_version:
+        if schema.modality_version not in (modality.version, modality.texts_version):
             raise ArtifactError(
                 f"Modality encoders of version {modality.version!r} given, the schema was built "
                 f"for {schema.modality_version!r}. Pass the ones the raw features were built with."
@@ -298,6 +302,7 @@ class _StoredModality:
 
     version: str
     read: Callable[[str], bytes]
+    texts_version: str | None = None
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         return safetensors_numpy.load(self.read(MODALITY)), json.loads(self.read(MODALITY_CONFIG))

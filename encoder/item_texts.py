@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -59,9 +60,15 @@ class ItemTexts:
         """Return the tokens with those of further items behind them."""
         return replace(self, tokens=np.concatenate([self.tokens, _rows(self.tokenizer, items)]))
 
-    def state(self, rows: Any) -> tuple[dict[str, npt.NDArray[Any]], str]:
-        """Return arrays of some rows, and JSON, from which `from_state` rebuilds the texts."""
-        return {_TOKENS: self.tokens[rows]}, self.tokenizer.to_json()
+    def version(self, known: npt.NDArray[np.bool_]) -> str:
+        """Return 12 hex digits of the tokenizer and of what some items say, bool (n_items,)."""
+        digest = hashlib.sha256(self.tokenizer.to_json().encode())
+        digest.update(np.ascontiguousarray(self.tokens[known]).data)
+        return digest.hexdigest()[:12]
+
+    def state(self) -> tuple[dict[str, npt.NDArray[Any]], str]:
+        """Return arrays, and JSON, from which `from_state` rebuilds the texts."""
+        return {_TOKENS: self.tokens}, self.tokenizer.to_json()
 
     @classmethod
     def from_state(cls, arrays: Mapping[str, npt.NDArray[Any]], config: str) -> ItemTexts:

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,14 @@ class ModalityEncoders:
         """Instant (ISO 8601, UTC) before which every event that was fitted on lies."""
         return str(self.config["cutoff"])
 
+    @cached_property
+    def texts_version(self) -> str | None:
+        """Content hash of the items' texts, which ``version`` does not depend on; None: no texts.
+
+        Texts may be added, or taken anew, while spaces that read vectors stay fresh.
+        """
+        return None if self.texts is None else self.texts.version(self.fitted)
+
     def index_of(self, ids: pa.Array | Sequence[Any] | npt.NDArray[Any]) -> Ints:
         """Return each id's position in ``item_ids``, -1 for an unknown one: int64 (n,)."""
         array = ids if isinstance(ids, (pa.Array, pa.ChunkedArray)) else pa.array(ids)
@@ -248,14 +257,15 @@ class ModalityEncoders:
         if self.content is not None:
             inner, config["content"] = self.content.state()
             arrays |= {f"content.{name}": array for name, array in inner.items()}
-        if self.texts is not None:
-            tokens, config["texts"] = self.texts.state(pick)
-            arrays |= tokens
         return arrays, config
 
     def state(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
         """Return everything as arrays (safetensors) and a configuration (JSON)."""
         arrays, config = self._parts(None)
+        if self.texts is not None:
+            tokens, said = self.texts.state()
+            arrays |= tokens
+            config |= {"texts": said, "texts_version": self.texts_version}
         return arrays, config | {"version": self.version}
 
     @classmethod
@@ -304,11 +314,15 @@ class ModalityEncoders:
             made = cls(ids, modalities, fitted, config["fit"], content, texts)
         except KeyError as exc:
             raise ArtifactError(f"Modality encoders lack {exc}. Build the features anew.") from exc
-        if made.version != config["version"]:
-            raise ArtifactError(
-                f"Modality encoders say version {config['version']!r} and hold {made.version!r}: "
-                "the files were changed. Build the features anew."
-            )
+        for said, held in (
+            (config["version"], made.version),
+            (config.get("texts_version"), made.texts_version),
+        ):
+            if said != held:
+                raise ArtifactError(
+                    f"Modality encoders say version {said!r} and hold {held!r}: the files were "
+                    "changed. Build the features anew."
+                )
         return made
 
     def save(self, folder: str | Path) -> None:

@@ -121,12 +121,11 @@ def _modality(encoders: ModalityEncoders, vectors: ItemVectors) -> Part:
 
 
 def _texts(texts: ItemTexts, fitted: npt.NDArray[np.bool_]) -> Part:
-    tokens, tokenizer = texts.state(fitted)
     settings = {
         "services": list(texts.tokenizer.services),
         "max_tokens": texts.tokenizer.max_tokens,
     }
-    return Part("item texts", "", _hash(tokens, {"tokenizer": tokenizer}), settings)
+    return Part("item texts", "", texts.version(fitted), settings)
 
 
 def _network_hash(artifact: EncoderArtifact) -> str:

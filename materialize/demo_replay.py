@@ -81,12 +81,12 @@ class Replay:
                     )
                 )
                 found += [StreamEvent("onboarding_pick", user, at, item) for item in picks]
-        for user, item, at, weight, values in self._all(
-            "SELECT user_id, item_id, epoch_us(ts), weight, context "
+        for user, item, at, weight, service, values in self._all(
+            "SELECT user_id, item_id, epoch_us(ts), weight, service, context "
             f"FROM {self._events} WHERE ts >= {since}"
         ):
             own = tuple(values) if context else None
-            found.append(StreamEvent("consume", user, at, item, weight, own))
+            found.append(StreamEvent("consume", user, at, item, weight, own, service))
         return sorted(found, key=lambda event: event.timestamp_us)  # stable: sign-ups come first
 
     def new_user(self) -> int | str:

@@ -34,7 +34,7 @@ __all__ = [
     "build_features",
     "current_data_fingerprint",
     "current_modalities",
-    "current_modality_version",
+    "current_versions",
 ]
 
 logger = logging.getLogger(__name__)
@@ -89,12 +89,12 @@ def current_modalities(features_dir: Path) -> ModalityEncoders:
     ArtifactError
         The encoders' files are damaged.
     """
-    version = current_modality_version(features_dir)
+    version, *_ = current_versions(features_dir)
     return ModalityEncoders.load(modality_folder(features_dir, version))
 
 
-def current_modality_version(features_dir: Path) -> str:
-    """Return the version of the item vectors that the published raw features were pooled from.
+def current_versions(features_dir: Path) -> tuple[str, ...]:
+    """Return what the published raw features were made with: item vectors, and texts if any.
 
     Raises
     ------
@@ -104,8 +104,8 @@ def current_modality_version(features_dir: Path) -> str:
     state = Publication(features_dir).state()
     if state is None:
         raise DataFault(f"{features_dir} holds no raw features. Run `palate features build` first.")
-    version: str = state["modality_version"]
-    return version
+    texts = state.get("texts_version")
+    return (state["modality_version"], *([] if texts is None else [texts]))
 
 
 def current_data_fingerprint(features_dir: Path) -> str | None:
@@ -226,7 +226,11 @@ class _Build:
         )
         with self.meter.step("day buckets"):
             found = buckets.update()
-        base = state if state and _extends(state, config, encoders.version) else None
+        versions: dict[str, str | None] = {
+            "modality_version": encoders.version,
+            "texts_version": encoders.texts_version,
+        }
+        base = state if state and _extends(state, {**versions, "config": config}) else None
         done = [int(d) for d in base["snapshots"]] if base else []
         added = [d for d in _snapshots(self.dataset, found, until) if d not in done]
         if base and added and added[0] < done[-1]:
@@ -239,7 +243,7 @@ class _Build:
             len(done),
             tuple(sorted(d for d in late if d < done[-1])),
         )
-        work = digest([request, encoders.version, emission.first, buckets.partitions])
+        work = digest([request, *versions.values(), emission.first, buckets.partitions])
         staging = Staging(self.publication, work, self.clean, layout, replace=base is None)
         with self.meter.step(ACTIVITY):
             self._activity(staging, buckets, encoders, layout, emission)
@@ -253,7 +257,7 @@ class _Build:
                 "request": request,
                 "clean": fingerprint,
                 "config": config,
-                "modality_version": encoders.version,
+                **versions,
                 "snapshots": [*done, *added],
                 "day_prints": found.prints,
                 "events": found.n_events,
@@ -338,9 +342,9 @@ class _Build:
                 self.rows[view] = staging.add(view, "00000", source, keep_empty=True)
 
 
-def _extends(state: dict[str, Any], config: str, version: str) -> bool:
+def _extends(state: dict[str, Any], now: dict[str, str | None]) -> bool:
     """Return whether rows made now can stand beside those that the state tells of."""
-    return bool(state["config"] == config and state["modality_version"] == version)
+    return all(state.get(name) == value for name, value in now.items())
 
 
 def _snapshots(dataset: Dataset, found: DaySurvey, until: datetime | None) -> list[int]:

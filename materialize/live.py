@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from materialize.config import RepoSettings
-from materialize.features import current_modality_version
+from materialize.features import current_versions
 from materialize.ledger import Bridge, Ledger, Space
 from transforms.names import bridged_view, stored_view
 
@@ -35,16 +35,17 @@ def live_targets(settings: RepoSettings, ledger: Ledger) -> LiveTargets:
     A space of other item vectors than those that the raw features were pooled from cannot be
     encoded any more. It keeps what it has, and a bridge from a newer space can serve its consumers.
     """
-    modality = current_modality_version(settings.features_dir)
+    versions = current_versions(settings.features_dir)
     targets = LiveTargets([], [], {})
     stale: dict[int, str] = {}
     for space in ledger.live_spaces():
-        own = space.facts.get("modality_version", modality)
-        if own == modality:
+        own = space.facts.get("modality_version", versions[0])
+        if own in versions:
             targets.spaces.append(space)
         else:
             stale[space.number] = (
-                f"space {space.number} reads item vectors {own}, raw features hold {modality}"
+                f"space {space.number} reads item vectors {own}, raw features hold "
+                f"{' and item texts '.join(versions)}"
             )
             targets.skipped[stored_view(space.number)] = stale[space.number]
     for bridge in ledger.bridges():

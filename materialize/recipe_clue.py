@@ -59,7 +59,7 @@ class ClueRecipe:
         self._config = clue_config(settings, layout.texts)
         self.embedding_dim = self._config.model.embedding_dim
         services = self._texts.tokenizer.services
-        self.schema = layout.texts_schema(self.modalities.version, len(services))
+        self.schema = layout.texts_schema(self.modalities.texts_version or "", len(services))
         end = settings.dataset.evaluation.cutoff
         self.source = open_source(store, settings, self.schema, end=end)
         self.decisive: Mapping[str, Any] = {"kind": "clue"} | asdict(self._config)

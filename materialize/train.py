@@ -105,7 +105,7 @@ def train_space(
             "dataset": dataset.name,
             "cutoff": dataset.evaluation.cutoff.isoformat(),
             "windows": list(dataset.windows),
-            "modality_version": recipe.modalities.version,
+            "modality_version": recipe.schema.modality_version,
             "raw_views": list(dict.fromkeys(c.split("__")[0] for c in recipe.schema.columns)),
             "training_rows": rows,
             "embedding_dim": recipe.embedding_dim,

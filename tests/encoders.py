@@ -38,6 +38,7 @@ __all__ = [
     "LAYOUT",
     "MODEL",
     "SCHEMA",
+    "TEXT_LAYOUT",
     "WHEN",
     "VectorState",
     "export_tiny",
@@ -53,9 +54,8 @@ SCHEMA = LAYOUT.schema(VERSION)
 MODEL = AutoencoderConfig(8, (16,))
 WHEN = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
-CLUE_SCHEMA = replace(LAYOUT, texts=TextLayout(TOKENS.events, TOKENS.item)).texts_schema(
-    VERSION, TOKENS.guides - 1
-)
+TEXT_LAYOUT = replace(LAYOUT, texts=TextLayout(TOKENS.events, TOKENS.item))
+CLUE_SCHEMA = TEXT_LAYOUT.texts_schema(VERSION, TOKENS.guides - 1)
 _CLUE = ClueConfig(
     8,
     width=16,
@@ -72,6 +72,7 @@ class VectorState:
     """What an artifact keeps of modality encoders, with three items."""
 
     version: str = VERSION
+    texts_version: str | None = None
 
     def state(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
         """Return three vectors and their ids."""

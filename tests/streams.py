@@ -15,8 +15,10 @@ import pyarrow as pa
 import yaml
 
 from encoder.alignment import orthogonal_map
+from encoder.artifact import EncoderArtifact
 from encoder.bridge import BridgeArtifact, BridgeStore
-from encoder.modality import ItemVectors, ModalityEncoders
+from encoder.item_texts import TextsSpec, fit_item_texts
+from encoder.modality import Items, ItemVectors, ModalityEncoders
 from encoder.store import ArtifactStore
 from materialize.context import Context
 from materialize.embedding_rows import ensure_readable
@@ -24,14 +26,16 @@ from materialize.ledger import Bridge, Space
 from materialize.publish import write_json
 from materialize.stream.apply import Applier, ApplyReport
 from materialize.stream.source import Delivery
-from tests.encoders import MODEL, tiny_artifact
-from tests.repositories import VIEWS, TinyRepository
+from tests.encoders import MODEL, export_tiny_clue, tiny_artifact
+from tests.repositories import TinyRepository
+from tests.strategies import TOKENS
 from transforms.embedding_views import declare_bridged_view
-from transforms.layout import Modality, RawLayout
+from transforms.layout import Modality, RawLayout, TextLayout
 from transforms.names import FLOAT32, bridged_view, stored_view
+from transforms.raw_views import declare_raw_views
 from transforms.stream.events import StreamEvent, event_payload
 
-__all__ = ["DAY", "LAYOUT", "NOON", "TinyStream", "consume", "item_vectors"]
+__all__ = ["DAY", "LAYOUT", "NOON", "SERVICES", "TinyStream", "consume", "item_vectors"]
 
 DAY = 86_400_000_000
 NOON = 1_767_268_800_000_000
@@ -45,8 +49,10 @@ LAYOUT = RawLayout(
     onboarding=True,
 )
 N_ITEMS = 12
+SERVICES = ("books", "music")
+"""Those that the tokenizer of a stream with texts knows."""
 _WHO = {"who": "test", "why": "a test"}
-_DATASET = {
+_DATASET: dict[str, Any] = {
     "name": "tiny",
     "events": {
         "path": "events.parquet",
@@ -62,29 +68,52 @@ _DATASET = {
     "modalities": {"collaborative": {"dim": 4, "clusters": 3}},
     "evaluation": {"cutoff": "2026-01-01T00:00:00Z"},
 }
+_TEXTS = {
+    "events": _DATASET["events"] | {"service": "s"},
+    "items": {"path": "items.parquet", "item": "i", "text": ["title"]},
+    "texts": {"vocabulary": 300, "max_item_tokens": TOKENS.item, "max_events": TOKENS.events},
+}
+"""What a data set with texts says beside, or in place of that."""
+_WITH_TEXTS = replace(LAYOUT, texts=TextLayout(TOKENS.events, TOKENS.item))
 _IDS = itertools.count(1)
 
 
-def item_vectors(seed: int = 0) -> ModalityEncoders:
-    """Return made-up vectors of ``item-0`` to ``item-11``; the last item has none."""
+def item_vectors(seed: int = 0, *, texts: bool = False) -> ModalityEncoders:
+    """Return made-up vectors of ``item-0`` to ``item-11``; the last item has none.
+
+    With texts, what the items say depends on the seed, too.
+    """
+    ids = pa.array([f"item-{k}" for k in range(N_ITEMS)])
+    tokens = None
+    if texts:
+        said = [" ".join("abcde"[: 1 + (k + seed) % 5]) for k in range(N_ITEMS)]
+        spec = TextsSpec(SERVICES, vocabulary=300, max_tokens=TOKENS.item)
+        tokens = fit_item_texts(Items(ids, said), np.ones(N_ITEMS, bool), spec)
     rng = np.random.default_rng(seed)
     vectors = rng.normal(size=(N_ITEMS, 4)).astype(np.float32)
     cluster = rng.integers(0, 3, N_ITEMS).astype(np.int32)
     vectors[-1], cluster[-1] = 0, -1
     centroids = np.zeros((3, 4), np.float32)
     return ModalityEncoders(
-        pa.array([f"item-{k}" for k in range(N_ITEMS)]),
+        ids,
         (ItemVectors("collaborative", vectors, cluster, 3, centroids),),
         np.ones(N_ITEMS, bool),
         {"cutoff": "2026-01-01T00:00:00+00:00", "seed": seed},
+        texts=tokens,
     )
 
 
 def consume(
-    user: Any, item: int, at: int, *, weight: float = 1.0, country: str = "BR"
+    user: Any,
+    item: int,
+    at: int,
+    *,
+    weight: float = 1.0,
+    country: str = "BR",
+    service: str | None = None,
 ) -> StreamEvent:
     """Return one consumed item."""
-    return StreamEvent("consume", user, at, f"item-{item}", weight, (country,))
+    return StreamEvent("consume", user, at, f"item-{item}", weight, (country,), service)
 
 
 @dataclass(frozen=True)
@@ -102,25 +131,48 @@ class TinyStream:
         *,
         user_type: str = "INT64",
         stream: Mapping[str, Any] | None = None,
+        texts: bool = False,
     ) -> TinyStream:
-        """Write and apply a repository without spaces."""
-        tiny = TinyRepository.make(path, user_type, layout=LAYOUT, online=online)
-        (path / "tiny.yaml").write_text(yaml.safe_dump(_DATASET), encoding="utf-8")
+        """Write and apply a repository without spaces; with texts, raw features carry them, too."""
+        layout = _WITH_TEXTS if texts else LAYOUT
+        tiny = TinyRepository.make(path, user_type, layout=layout, online=online)
+        dataset = _DATASET | (_TEXTS if texts else {})
+        (path / "tiny.yaml").write_text(yaml.safe_dump(dataset), encoding="utf-8")
         palate = {"dataset": "tiny.yaml", "stream": dict(stream or {})}
         (path / "palate.yaml").write_text(yaml.safe_dump(palate), encoding="utf-8")
         context = Context(path)
         made = cls(replace(tiny, settings=context.settings, store=context.store), context)
-        made.publish(item_vectors())
+        made.publish(item_vectors(texts=texts))
         return made
+
+    def with_texts(self) -> TinyStream:
+        """Name texts in dataset.yaml, build and apply: the same repository as it is from then."""
+        path = self.tiny.path
+        (path / "tiny.yaml").write_text(yaml.safe_dump(_DATASET | _TEXTS), encoding="utf-8")
+        context = Context(path)
+        views = declare_raw_views(self.tiny.user, _WITH_TEXTS, context.settings.features_dir)
+        context.store.apply(views)
+        own = {"settings": context.settings, "store": context.store}
+        made = TinyStream(replace(self.tiny, **own, raw_views=views, layout=_WITH_TEXTS), context)
+        made.publish(item_vectors(texts=True))
+        return made
+
+    @property
+    def layout(self) -> RawLayout:
+        """Shape of the raw features."""
+        return self.tiny.layout
 
     def publish(self, encoders: ModalityEncoders) -> None:
         """Publish raw features that were pooled from some item vectors."""
         folder = self.context.settings.features_dir
         encoders.save(folder / "modality" / encoders.version)
-        for view in LAYOUT.views:
+        for view in self.layout.views:
             (folder / view).mkdir(parents=True, exist_ok=True)
-        state = {"modality_version": encoders.version, "request": uuid.uuid4().hex}
-        write_json(folder / "state.json", state)
+        versions = {
+            "modality_version": encoders.version,
+            "texts_version": encoders.texts_version,
+        }
+        write_json(folder / "state.json", versions | {"request": uuid.uuid4().hex})
 
     def add_space(
         self,
@@ -131,13 +183,26 @@ class TinyStream:
         applied: bool = True,
     ) -> Space:
         """Register an encoder with initial weights as a ready space, which is live while newest."""
+        modality = encoders or item_vectors(texts=self.layout.texts is not None)
+        artifact = tiny_artifact(seed, self.layout, modality)
+        return self._register(artifact, vectors, applied=applied)
+
+    def add_text_space(self) -> Space:
+        """Register a contrastive encoder, which reads texts alone, as a ready space."""
+        modality = item_vectors(texts=True)
+        assert modality.texts is not None
+        assert modality.texts_version is not None
+        schema = self.layout.texts_schema(modality.texts_version, len(SERVICES))
+        artifact = export_tiny_clue(schema, modality, modality.texts.tokenizer.vocabulary)
+        return self._register(artifact, FLOAT32, applied=True)
+
+    def _register(self, artifact: EncoderArtifact, vectors: str, *, applied: bool) -> Space:
         settings, ledger = self.context.settings, self.context.ledger
-        modality = encoders or item_vectors()
-        artifact = tiny_artifact(seed, LAYOUT, modality)
         ArtifactStore(settings.artifacts_url).save(artifact)
+        schema = artifact.preprocessor.schema
         facts = {
-            "raw_views": list(VIEWS),
-            "modality_version": modality.version,
+            "raw_views": list(dict.fromkeys(c.split("__")[0] for c in schema.columns)),
+            "modality_version": schema.modality_version,
             "vectors": vectors,
         }
         url = f"{settings.artifacts_url}/{artifact.encoder_version}"

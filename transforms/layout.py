@@ -175,12 +175,12 @@ class RawLayout:
         onboarding = (ONBOARDING,) if self.onboarding else ()
         return (ACTIVITY, *profile, *onboarding, *((TEXTS,) if self.texts else ()))
 
-    def texts_schema(self, modality_version: str, n_services: int) -> FeatureSchema:
+    def texts_schema(self, texts_version: str, n_services: int) -> FeatureSchema:
         """Return what the contrastive encoder reads of this layout.
 
         Parameters
         ----------
-        modality_version : str
+        texts_version : str
         n_services : int
             Services that have a guide token of their own; all others share one.
 
@@ -202,7 +202,7 @@ class RawLayout:
             event_count=ColumnElement(count, 0),
             onboarding_count=None,
             modality_columns=(column(TEXTS, "modality"),),
-            modality_version=modality_version,
+            modality_version=texts_version,
         )
 
     def schema(self, modality_version: str) -> FeatureSchema:

@@ -147,7 +147,7 @@ def text_rows(
             field(TEXTS, "tokens"): pa.chunked_array(parts, pa.list_(pa.int32())),
             field(TEXTS, "count"): _counts(activity, layout),
             field(TEXTS, "as_of"): activity[field(ACTIVITY, "as_of")],
-            field(TEXTS, "modality"): pa.repeat(encoders.version, len(as_of)),
+            field(TEXTS, "modality"): pa.repeat(encoders.texts_version, len(as_of)),
             EVENT_TIME: activity[EVENT_TIME],
         }
     )

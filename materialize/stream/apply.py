@@ -33,7 +33,8 @@ _UNKNOWN = "unknown"
 """Type of what could not be parsed."""
 _HARMLESS = {"applied", "duplicate", "outside"}
 _VIEWS = {"consume": ACTIVITY, "onboarding_pick": ONBOARDING}
-"""Type of an event -> the raw view of which it makes a row of its own time."""
+"""Type of an event -> the raw view of which it makes a row of its own time; others may be made of
+that row (`raw_rows.basis_of`)."""
 
 _Received = tuple[Delivery, StreamEvent]
 
@@ -197,6 +198,7 @@ class Applier:
                 longest_window=max(targets.layout.windows),
                 floor=self._floor,
                 max_events=stream.max_events_per_user,
+                services=targets.layout.texts is not None,
             )
 
         taken = self._steps.take(targets, users, change)

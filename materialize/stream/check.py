@@ -331,6 +331,8 @@ def _behind(
         first = pa.scalar(floor * DAY_US, pa.int64()).cast(events.schema.field("ts").type)
         events = events.filter(pc.greater_equal(events["ts"], first))
     # Profiles and picks, too, came as events where the state knows them.
-    lacking = states.union(UserStates.of(users, events), **rules).changed
-    lacking |= states.apply([streamed.get(user, ()) for user in users], **rules).changed
+    services = settings.dataset.texts is not None
+    lacking = states.union(UserStates.of(users, events, services=services), **rules).changed
+    own = [streamed.get(user, ()) for user in users]
+    lacking |= states.apply(own, services=services, **rules).changed
     return {user for row, user in enumerate(users) if lacking[row] and row not in faults}

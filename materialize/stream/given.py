@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from materialize.stream.history import sign_ups_given
+from materialize.stream.history import event_columns, sign_ups_given
 from materialize.stream.keys import PAYLOAD, events_key
 from transforms.clean import CleanTables
 from transforms.dataset import Dataset
@@ -40,7 +40,8 @@ class Given:
     Attributes
     ----------
     events : pyarrow.Table
-        Columns of the clean events; each user, item and time once, none before a sign-up.
+        Columns of the clean events (`history.event_columns`); each user, item and time once, none
+        before a sign-up.
     profiles, onboarding : pyarrow.Table
         Columns of the clean users, for users with a profile, with picks; ``signed_up_at`` is the
         time of the row that they make.
@@ -148,7 +149,7 @@ def _clean(clean: CleanTables, dataset: Dataset, ids: pa.Array) -> tuple[pa.Tabl
         connection.register("wanted", pa.table({"user_id": ids}))
         events = arrow_table(
             connection,
-            "SELECT user_id, item_id, ts, weight, context "
+            f"SELECT {', '.join(event_columns(dataset))} "
             f"FROM read_parquet({quoted(clean.events)}) SEMI JOIN wanted USING (user_id)",
         )
         given = sign_ups_given(clean, dataset)
@@ -169,6 +170,7 @@ def _consumed(streamed: Streamed, schema: pa.Schema) -> pa.Table:
         "ts": [e.timestamp_us for e in events],
         "weight": [e.weight for e in events],
         "context": [list(e.context or ()) for e in events],
+        "service": [e.service for e in events],
     }
     arrays = [
         pa.array(columns[field.name], pa.int64()).cast(_INSTANT).cast(field.type)

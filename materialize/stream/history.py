@@ -21,7 +21,14 @@ from transforms.dataset import Dataset
 from transforms.engine import DAY_US, arrow_table, bounded_connection, quoted
 from transforms.stream.state import UserStates
 
-__all__ = ["Block", "History", "HistoryCounts", "open_history", "sign_ups_given"]
+__all__ = [
+    "Block",
+    "History",
+    "HistoryCounts",
+    "event_columns",
+    "open_history",
+    "sign_ups_given",
+]
 
 _BLOCK_USERS = 2_000
 _NEVER = -1
@@ -46,7 +53,7 @@ class Block:
     users : list of ids
         Distinct.
     events : pyarrow.Table
-        Columns of the clean events, in the order of the users.
+        Columns of the clean events, in the order of the users; ``service`` where states keep it.
     picks : pyarrow list array (n_users,)
         Item ids.
     pick_times, signed_up : int64 (n_users,)
@@ -62,7 +69,12 @@ class Block:
     def states(self) -> UserStates:
         """Return what the block knows of each user."""
         return UserStates.of(
-            self.users, self.events, self.picks, self.signed_up, pick_times=self.pick_times
+            self.users,
+            self.events,
+            self.picks,
+            self.signed_up,
+            pick_times=self.pick_times,
+            services="service" in self.events.column_names,
         )
 
     def not_before(self, moments: npt.NDArray[np.int64]) -> Block:
@@ -135,6 +147,11 @@ def open_history(
         yield History(connection, Path(folder), clean, dataset, floor_day, until_us)
 
 
+def event_columns(dataset: Dataset) -> tuple[str, ...]:
+    """Return the columns of the clean events that states and rows are made of."""
+    return ("user_id", "item_id", "ts", "weight", "context", *(("service",) * bool(dataset.texts)))
+
+
 def sign_ups_given(clean: CleanTables, dataset: Dataset) -> str:
     """Return SQL for the sign-ups that the users table gave: ``user_id``, ``given`` (microseconds).
 
@@ -190,9 +207,10 @@ class History:
         floor = f"make_timestamptz({floor_day * DAY_US})"
         events = f"read_parquet({quoted(clean.events)})"
         users = f"read_parquet({quoted(clean.users)})"
+        self._columns = ", ".join(event_columns(dataset))
         self._events = (
-            "SELECT user_id, item_id, ts, weight, context "
-            f"FROM {events} WHERE ts >= {floor} AND {_before('ts', until_us)}"
+            f"SELECT {self._columns} FROM {events} "
+            f"WHERE ts >= {floor} AND {_before('ts', until_us)}"
         )
         self._users = (
             "SELECT * FROM (SELECT user_id, onboarding AS picks, "
@@ -250,7 +268,7 @@ class History:
     def _blocks(self, events: str, users: str) -> Iterator[Block]:
         consumed = arrow_table(
             self._connection,
-            f"SELECT user_id, item_id, ts, weight, context FROM {events} ORDER BY user_id, ts",
+            f"SELECT {self._columns} FROM {events} ORDER BY user_id, ts",
         )
         known = arrow_table(
             self._connection,

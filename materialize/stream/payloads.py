@@ -42,8 +42,8 @@ def parquet_payloads(
     Parameters
     ----------
     path : Path
-        Columns as in ``clean/events``: ``user_id``, ``item_id``, ``ts``; ``weight`` and ``context``
-        where there are any.
+        Columns as in ``clean/events``: ``user_id``, ``item_id``, ``ts``; ``weight``, ``context``
+        and ``service`` where there are any.
     context : sequence of str
         Names of the data set's ``events.context``.
     skip_rows : int
@@ -59,9 +59,10 @@ def parquet_payloads(
         if missing:
             raise DataFault(
                 f"{path} has no column {', '.join(map(repr, missing))}. Expected clean events, as "
-                "`palate data validate` writes them: user_id, item_id, ts (weight, context)."
+                "`palate data validate` writes them: user_id, item_id, ts (weight, context, "
+                "service)."
             )
-        wanted = [name for name in (*_NEEDED, "weight", "context") if name in names]
+        wanted = [name for name in (*_NEEDED, "weight", "context", "service") if name in names]
         at = 0
         for batch in file.iter_batches(_ROWS, columns=wanted):
             behind = at + batch.num_rows
@@ -78,11 +79,14 @@ def _rows(batch: pa.RecordBatch, context: Sequence[str]) -> Iterator[bytes]:
     times = batch["ts"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_pylist()
     columns = batch.schema.names
     weights = batch["weight"].to_pylist() if "weight" in columns else [1.0] * len(users)
+    services = batch["service"].to_pylist() if "service" in columns else [None] * len(users)
     given = batch["context"].to_pylist() if "context" in columns and names else None
-    for row, (user, item, at, weight) in enumerate(zip(users, items, times, weights, strict=True)):
+    for row, (user, item, at, weight, service) in enumerate(
+        zip(users, items, times, weights, services, strict=True)
+    ):
         values = None
         if names:
             known = given[row] if given is not None else None
             values = tuple(value or "" for value in known) if known else ("",) * len(names)
-        event = StreamEvent("consume", user, at, item, weight, values)
+        event = StreamEvent("consume", user, at, item, weight, values, service)
         yield event_payload(event, names)

@@ -14,13 +14,14 @@ from materialize.stores.wire import Faults, Place, Stored, texts
 from materialize.stream.read_users import Bools, Ints, ReadUsers
 from materialize.stream.stored_rows import stored_table
 from materialize.stream.targets import StoredView, StreamTargets
-from transforms.layout import ACTIVITY, ONBOARDING, PROFILE, field
+from transforms.layout import ACTIVITY, ONBOARDING, PROFILE, TEXTS, field
 from transforms.names import USER_KEY
 from transforms.stream.rows import activity_rows, onboarding_rows, profile_rows
 from transforms.stream.state import Applied, UserStates
+from transforms.stream.text_rows import texts_beside
 from transforms.tables import EVENT_TIME
 
-__all__ = ["NewRows", "RawRows", "made_rows"]
+__all__ = ["NewRows", "RawRows", "basis_of", "made_rows"]
 
 _FOREVER = np.iinfo(np.int64).max
 _MAKE = {ACTIVITY: activity_rows, ONBOARDING: onboarding_rows}
@@ -85,7 +86,7 @@ class RawRows:
     ) -> None:
         self.faults: Faults = {}
         self._targets, self._read = targets, read
-        self.new = [self._new(stored, applied, usable) for stored in targets.raw]
+        self.new = self._all(applied, usable)
 
     def columns(self, users: Ints) -> dict[str, Stored]:
         """Return ``view__field`` -> the values of some users as they will be stored."""
@@ -115,51 +116,67 @@ class RawRows:
             there[new.rows] = True
         return there
 
-    def _new(self, stored: StoredView, applied: Applied, usable: Bools) -> NewRows:
-        times = self._read.times[stored.name]
-        if stored.name == PROFILE:
-            rows = np.flatnonzero(applied.profile & usable)
-            table = profile_rows(
-                applied.states, rows, self._targets.layout, self._stored_profiles(stored, rows)
-            )
-        else:
-            states = applied.states
-            due = {ACTIVITY: applied.activity, ONBOARDING: applied.onboarding}[stored.name]
-            start = states.facts.start if stored.name == ACTIVITY else states.picks.start
-            maybe = usable & applied.changed & ~due & (np.diff(start) > 0)
-            if maybe.any():
-                maybe &= self._outdated(stored)
-            rows, table = self._made(stored, applied.states, due & usable, maybe)
-        new = NewRows.of(stored, rows, table)
-        return new.take(~times.present[rows] | (new.event_us >= times.event_us[rows]))
+    def _all(self, applied: Applied, usable: Bools) -> list[NewRows]:
+        made: dict[str, tuple[Ints, pa.Table]] = {}
+        for stored in self._targets.raw:
+            if stored.name == PROFILE:
+                made[PROFILE] = self._profiles(stored, applied, usable)
+            elif stored.name == TEXTS:
+                made[TEXTS] = self._texts(*made[ACTIVITY], applied.states)
+            else:
+                made[stored.name] = self._made(stored.name, applied, usable)
+        new = []
+        for stored in self._targets.raw:
+            rows, table = made[stored.name]
+            times = self._read.times[stored.name]
+            one = NewRows.of(stored, rows, table)
+            new.append(one.take(~times.present[rows] | (one.event_us >= times.event_us[rows])))
+        return new
 
-    def _outdated(self, stored: StoredView) -> Bools:
-        """Return who has no row, or one of other item vectors."""
-        values = self._read.column(stored, field(stored.name, "modality"))
-        faults: Faults = {}
-        versions, valid = texts(values, Place(stored.name, "modality"), faults=faults)
-        outdated: Bools = ~valid | (versions != self._targets.encoders.version)
-        return outdated
-
-    def _made(
-        self, stored: StoredView, states: UserStates, due: Bools, maybe: Bools
+    def _profiles(
+        self, stored: StoredView, applied: Applied, usable: Bools
     ) -> tuple[Ints, pa.Table]:
-        """Return the rows that are due, and those that may be made if their users' states can."""
-        make = _MAKE[stored.name]
+        rows = np.flatnonzero(applied.profile & usable)
+        before = self._stored_profiles(stored, rows)
+        return rows, profile_rows(applied.states, rows, self._targets.layout, before)
+
+    def _texts(self, rows: Ints, activity: pa.Table, states: UserStates) -> tuple[Ints, pa.Table]:
         encoders, layout = self._targets.encoders, self._targets.layout
+        return rows, texts_beside(activity, states, encoders, layout)
+
+    def _made(self, view: str, applied: Applied, usable: Bools) -> tuple[Ints, pa.Table]:
+        """Return the rows that are due, and outdated ones that the states can make."""
+        states, make = applied.states, _MAKE[view]
+        encoders, layout = self._targets.encoders, self._targets.layout
+        due = {ACTIVITY: applied.activity, ONBOARDING: applied.onboarding}[view] & usable
+        start = {ACTIVITY: states.facts.start, ONBOARDING: states.picks.start}[view]
+        maybe = usable & applied.changed & ~due & (np.diff(start) > 0)
+        if maybe.any():
+            maybe &= self._outdated(view)
         rows = np.flatnonzero(due)
         table = make(states, rows, encoders, layout)
         others = np.flatnonzero(maybe)
         if not len(others):
             return rows, table
-        added = made_rows(
-            stored.name, self._targets, states, others, np.full_like(others, _FOREVER)
-        )
+        added = make(states, others, encoders, layout, np.full_like(others, _FOREVER))
         position = {user: row for row, user in enumerate(self._read.users)}
         at = np.array([position[user] for user in added.column(USER_KEY).to_pylist()], np.int64)
         both = np.concatenate([rows, at])
         order = np.argsort(both)
         return both[order], pa.concat_tables([table, added]).take(pa.array(order))
+
+    def _outdated(self, view: str) -> Bools:
+        """Return who has no row of a view or of what is made of it, or one made with others."""
+        outdated = np.zeros(len(self._read.users), np.bool_)
+        for stored in self._targets.raw:
+            if basis_of(stored.name) == view:
+                values = self._read.column(stored, field(stored.name, "modality"))
+                faults: Faults = {}
+                versions, valid = texts(values, Place(stored.name, "modality"), faults=faults)
+                encoders = self._targets.encoders
+                made = encoders.texts_version if stored.name == TEXTS else encoders.version
+                outdated |= ~valid | (versions != made)
+        return outdated
 
     def _stored_profiles(self, stored: StoredView, rows: Ints) -> pa.Table | None:
         """Return the stored profiles of some users, null rows where there is none."""
@@ -180,8 +197,24 @@ class RawRows:
         return table.append_column(EVENT_TIME, moments.cast(pa.timestamp("us", "UTC")))
 
 
+def basis_of(view: str) -> str:
+    """Return the raw view that a view's rows are made of, beside each of its rows; else itself."""
+    return ACTIVITY if view == TEXTS else view
+
+
 def made_rows(
-    view: str, targets: StreamTargets, states: UserStates, rows: Ints, cuts: Ints
-) -> pa.Table:
-    """Return rows of users at moments, those that can be known; see `activity_rows`."""
-    return _MAKE[view](states, rows, targets.encoders, targets.layout, cuts)
+    targets: StreamTargets, states: UserStates, rows: Ints, cuts: Ints
+) -> dict[str, pa.Table]:
+    """Return rows of users at moments, those that can be known, by raw view; see `activity_rows`.
+
+    Profiles are not among them: a state does not know what they were.
+    """
+    encoders, layout = targets.encoders, targets.layout
+    made = {
+        view: make(states, rows, encoders, layout, cuts)
+        for view, make in _MAKE.items()
+        if view in layout.views
+    }
+    if TEXTS in layout.views:
+        made[TEXTS] = texts_beside(made[ACTIVITY], states, encoders, layout)
+    return made

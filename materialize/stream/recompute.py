@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,10 +18,11 @@ from materialize.ledger import Bridge, Space
 from transforms.buckets import DayBuckets
 from transforms.clean import CleanTables, IdType
 from transforms.engine import bounded_connection
-from transforms.layout import ACTIVITY, ONBOARDING, PROFILE, RawLayout
+from transforms.layout import ACTIVITY, ONBOARDING, PROFILE, TEXTS, RawLayout
 from transforms.names import USER_KEY, vector_form
 from transforms.runtime import load_encoder
 from transforms.tables import CREATED, ViewTables, view_schema
+from transforms.texts import text_tables
 from transforms.windows import Emission, activity_tables, bytes_per_day
 
 __all__ = ["embeddings_of", "raw_rows_of"]
@@ -42,7 +43,7 @@ def raw_rows_of(
     ----------
     events : pyarrow.Table
         Columns of the clean events that count here: ``user_id``, ``item_id``, ``ts``, ``weight``,
-        ``context``; each user, item and time once.
+        ``context``, with texts ``service``; each user, item and time once.
     profiles, onboarding : pyarrow.Table
         Columns of the clean users; ``signed_up_at`` is the time of the row that is made.
     encoders : ModalityEncoders
@@ -55,8 +56,12 @@ def raw_rows_of(
         kind: IdType = "int64" if pa.types.is_integer(events["user_id"].type) else "string"
         schemas = {view: view_schema(view, layout, kind) for view in layout.views}
         _write(clean[ACTIVITY], "events", events)
-        rows = _activity(clean[ACTIVITY], root, events, encoders, layout)
-        raw[ACTIVITY] = _one(rows, schemas[ACTIVITY])
+        made: dict[str, list[pa.Table]] = {ACTIVITY: [], TEXTS: []}
+        if events.num_rows:
+            made = _activity_and_texts(clean[ACTIVITY], root, encoders, layout)
+        for view in (ACTIVITY, TEXTS):
+            if view in layout.views:
+                raw[view] = _one(made[view], schemas[view])
         with bounded_connection(_MEMORY_MB, root) as connection:
             if PROFILE in layout.views:
                 _write(clean[PROFILE], "users", profiles)
@@ -110,23 +115,31 @@ def embeddings_of(
     return pa.Table.from_batches([found])
 
 
-def _activity(
-    clean: CleanTables,
-    root: Path,
-    events: pa.Table,
-    encoders: ModalityEncoders,
-    layout: RawLayout,
-) -> Iterator[pa.Table]:
-    if not events.num_rows:
-        return
-    width = bytes_per_day(layout)
-    buckets = DayBuckets(root / "buckets", clean, memory_limit_mb=_MEMORY_MB, bytes_per_day=width)
+def _activity_and_texts(
+    clean: CleanTables, root: Path, encoders: ModalityEncoders, layout: RawLayout
+) -> dict[str, list[pa.Table]]:
+    """Return the rows of activity, and with texts those beside them, of all events there are."""
+    buckets = DayBuckets(
+        root / "buckets",
+        clean,
+        memory_limit_mb=_MEMORY_MB,
+        bytes_per_day=bytes_per_day(layout),
+        events=layout.texts is not None,
+    )
     last = buckets.update().days[-1]
     emission = Emission(np.array([last + 1], np.int64))
+    first_day = emission.first_day(max(layout.windows))
+    made: dict[str, list[pa.Table]] = {ACTIVITY: [], TEXTS: []}
     for partition in range(buckets.partitions):
-        data = buckets.load(partition, emission.first_day(max(layout.windows)))
-        if data is not None:
-            yield from activity_tables(data, encoders, layout, emission)
+        data = buckets.load(partition, first_day)
+        if data is None:
+            continue
+        rows = list(activity_tables(data, encoders, layout, emission))
+        made[ACTIVITY] += rows
+        if layout.texts is not None:
+            found = buckets.load_events(partition, first_day)
+            made[TEXTS] += text_tables(rows, found, encoders, layout)
+    return made
 
 
 def _write(clean: CleanTables, table: str, rows: pa.Table) -> None:
@@ -135,7 +148,7 @@ def _write(clean: CleanTables, table: str, rows: pa.Table) -> None:
     pq.write_table(rows, folder / "part-0.parquet")
 
 
-def _one(tables: Iterator[pa.Table], schema: pa.Schema) -> pa.Table:
+def _one(tables: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:
     """Return the rows as one table in the view's columns, but for the created time."""
     own = schema.remove(schema.get_field_index(CREATED))
     parts = [table.select(own.names).cast(own) for table in tables]

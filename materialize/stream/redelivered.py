@@ -15,7 +15,7 @@ from materialize.stores.values import microseconds
 from materialize.stores.wire import Faults, Stored
 from materialize.stream.atomic import UserHashes
 from materialize.stream.embeddings import encode_views
-from materialize.stream.raw_rows import made_rows
+from materialize.stream.raw_rows import basis_of, made_rows
 from materialize.stream.read_users import Bools, Ints, ReadUsers, RowTimes, User
 from materialize.stream.stored_rows import stored_table
 from materialize.stream.targets import StoredView, StreamTargets
@@ -32,7 +32,7 @@ _INSTANT = pa.timestamp("us", "UTC")
 
 @dataclass(frozen=True, order=True)
 class Moment:
-    """A redelivered event: the raw view that it changes, and its time."""
+    """A redelivered event: the raw view that it changes (`basis_of`), and its time."""
 
     view: str
     event_us: int
@@ -106,8 +106,12 @@ def _as_of(
     """Yield raw rows and embeddings as they were at moments before those that are online."""
     states = UserStates.decode(read.users, read.states, {})
     created = read.created(time.time_ns() // 1000)
+    newest = {
+        view: np.max([t.event_us for name, t in read.times.items() if basis_of(name) == view], 0)
+        for view in set(map(basis_of, targets.layout.views))
+    }  # by basis: int64 (n_users,)
     earlier = [
-        sorted({one for one in moments[user] if one.event_us < read.times[one.view].event_us[row]})
+        sorted({one for one in moments[user] if one.event_us < newest[one.view][row]})
         for row, user in enumerate(read.users)
     ]
     for turn in zip_longest(*earlier):  # one moment a user, so that rows are told by their users
@@ -141,6 +145,7 @@ class _Turn:
         it would be right for another user.
         """
         columns: dict[str, Stored] = {}
+        tables = made_rows(self._targets, states, self._at, self._cuts)
         known = np.zeros(len(self._at), np.bool_)
         missing = np.zeros(len(self._at), np.bool_)
         for stored in self._targets.raw:
@@ -149,17 +154,19 @@ class _Turn:
             if stored.name == PROFILE:
                 missing |= unmade
             else:
-                rows, table = self._made(stored, states)
+                table = tables[stored.name]
+                rows = self._owners(table)
                 batch = table.combine_chunks().to_batches()[0] if len(rows) else None
                 made = [] if batch is None else stored_values(stored.view, batch)
                 for column, new in zip(values, made, strict=False):
                     for row, value in zip(rows.tolist(), new, strict=True):
                         column[row] = value
                 exact = microseconds(table.column(EVENT_TIME)) == self._cuts[rows]
-                exact &= self._views[rows] == stored.name
+                exact &= self._views[rows] == basis_of(stored.name)
                 known[rows[exact]] = True
                 unmade[rows] = False
-                if stored.name == ACTIVITY:  # all picks are in the state, events may be gone
+                # All picks are in the state, events may be gone.
+                if basis_of(stored.name) == ACTIVITY:
                     missing |= unmade & (states.gone[self._at] != NONE)
                 table = table.append_column(
                     CREATED, pa.array(self._created[rows]).cast(_INSTANT)
@@ -194,9 +201,8 @@ class _Turn:
         newer: Bools = times.present[self._at] & (times.event_us[self._at] > self._cuts)
         return newer
 
-    def _made(self, stored: StoredView, states: UserStates) -> tuple[Ints, pa.Table]:
-        """Return the rows that the states make as of the moments, and whose they are."""
-        table = made_rows(stored.name, self._targets, states, self._at, self._cuts)
+    def _owners(self, table: pa.Table) -> Ints:
+        """Return whose rows are in a table, as positions among the users of the moments."""
         position = {user: row for row, user in enumerate(self._users)}
         found = [position[user] for user in table.column(USER_KEY).to_pylist()]
-        return np.array(found, np.int64), table
+        return np.array(found, np.int64)

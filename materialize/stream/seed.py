@@ -18,9 +18,11 @@ from materialize.config import RepoSettings
 from materialize.ledger import Ledger
 from materialize.stream.atomic import UserHashes
 from materialize.stream.history import History, open_history
-from materialize.stream.marker import StreamMarker, read_marker, write_marker
+from materialize.stream.marker import StreamMarker, delete_marker, read_marker, write_marker
 from materialize.stream.union import StateUnion
 from transforms.clean import CleanTables
+from transforms.layout import RawLayout
+from transforms.stream.circumstances import kept_circumstances
 from transforms.stream.state import UserStates
 
 if TYPE_CHECKING:
@@ -104,7 +106,8 @@ def seed_states(
         for the stream.
     force : bool
         Read everything again although the same data were seeded before (states were lost), and
-        replace states that cannot be read.
+        replace states that cannot be read; and drop events that the states keep by another
+        dataset.yaml and that the clean tables do not hold.
     dry_run : bool
         Count, and estimate the bytes in Redis; writes nothing.
     progress : bool
@@ -128,7 +131,8 @@ def seed_states(
     Side effects: writes states, and for users whose rows were made from less also rows, online and
     offline. Safe to kill and to repeat, and to run beside workers: finished partitions are noted in
     the online Redis itself, so that the note is lost together with the states. The mark that lets
-    `palate stream run` start is written last.
+    `palate stream run` start is written last. Where the states were made with another dataset.yaml
+    (context columns, texts), it is taken away first, so that nobody makes rows of half of each.
     """
     began = time.perf_counter()
     clean, stream = CleanTables(settings.data_dir), settings.file.stream
@@ -151,7 +155,10 @@ def seed_states(
         if not force and before is not None and replace(before, at_us=0) == marker:
             _log.info("data %s are seeded already", marker.fingerprint)
             return _timed(replace(report, outcome="unchanged"), began)
-        notes = _Notes(client, project, f"{marker.fingerprint} {history.floor_day} {partitions}")
+        if before is not None and not before.fits(RawLayout.of(settings.dataset)):
+            _log.warning("the states were made with another dataset.yaml: workers stop until done")
+            delete_marker(client, project)
+        notes = _Notes(client, project, _work(marker, partitions))
         if force:
             notes.forget()
         union = StateUnion(
@@ -220,7 +227,13 @@ def _marker(
 ) -> StreamMarker:
     """Return the mark that the seed leaves, but for its time."""
     fingerprint = clean.fingerprint() + ("" if until is None else f" until {until.isoformat()}")
-    return StreamMarker(floor_day, max(settings.dataset.windows), fingerprint, 0)
+    names = kept_circumstances(RawLayout.of(settings.dataset))
+    return StreamMarker(floor_day, max(settings.dataset.windows), fingerprint, 0, names)
+
+
+def _work(marker: StreamMarker, partitions: int) -> str:
+    """Return what tells one piece of work from another; a partition of other work is not done."""
+    return f"{marker.fingerprint} {marker.floor_day} {partitions} {marker.circumstances}"
 
 
 def _estimate(history: History, planned: SeedReport, settings: RepoSettings) -> int:

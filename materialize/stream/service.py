@@ -22,6 +22,8 @@ from materialize.stream.connect import masked
 from materialize.stream.marker import StreamMarker, read_marker, write_marker
 from materialize.stream.metrics import StreamMetrics
 from materialize.stream.source import EventSource, Lag
+from transforms.layout import RawLayout
+from transforms.stream.circumstances import kept_circumstances
 
 __all__ = ["RunOptions", "prepare", "require_states", "run_worker"]
 
@@ -39,19 +41,29 @@ class RunOptions:
     """Where the online store holds no states, begin them empty."""
 
 
-def require_states(client: Any, project: str) -> None:
-    """Check that the online store holds states.
+def require_states(client: Any, project: str, layout: RawLayout) -> None:
+    """Check that the online store holds states, and that rows of a layout can be made of them.
 
     Raises
     ------
     StreamConflict
-        It was never seeded, or has lost its data.
+        It was never seeded, or has lost its data, or was seeded with another dataset.yaml.
     """
-    if read_marker(client, project) is None:
+    marker = read_marker(client, project)
+    if marker is None:
         raise StreamConflict(
             f"The online store holds no users' states of project {project!r}: it was never seeded, "
             "or it lost its data. Run `palate stream seed`; or, for a stream that has every event "
             "from the first one on, `palate stream run --from-nothing`."
+        )
+    if not marker.fits(layout):
+        kept = marker.circumstances
+        found = "no services" if kept is None else ", ".join(kept) or "nothing"
+        raise StreamConflict(
+            f"The users' states of project {project!r} keep {found} of an event's circumstances, "
+            f"{', '.join(kept_circumstances(layout)) or 'nothing'} expected: dataset.yaml was "
+            "another one. Stop all workers, and run `palate stream seed` with clean tables that "
+            "hold what was streamed so far."
         )
 
 
@@ -63,17 +75,19 @@ def prepare(context: Context, options: RunOptions) -> None:
     DataFault
         The online store is not Palate's for Redis.
     StreamConflict
-        No states; another number of partitions; a Redis that is not fit for the event stream.
+        No states, or those of another dataset.yaml; another number of partitions; a Redis that is
+        not fit for the event stream.
     """
     from materialize.stream.atomic import UserHashes
 
     store, settings = context.store, context.settings
-    project = store.project
+    project, layout = store.project, RawLayout.of(settings.dataset)
     with closing(UserHashes(store).client) as online:
         if options.from_nothing and read_marker(online, project) is None:
-            longest = max(settings.dataset.windows)
-            write_marker(online, project, StreamMarker(None, longest, "", time.time_ns() // 1000))
-        require_states(online, project)
+            longest, now = max(settings.dataset.windows), time.time_ns() // 1000
+            names = kept_circumstances(layout)
+            write_marker(online, project, StreamMarker(None, longest, "", now, names))
+        require_states(online, project, layout)
     if options.source is None:
         with closing(open_broker(store, settings)) as broker:
             broker.fix_partitions()
@@ -108,7 +122,7 @@ def run_worker(
     applier.refresh()
     prewarm(store, freeze=True)
     offline = OfflineRows(store, flush_seconds=stream.flush_seconds, flush_rows=stream.flush_rows)
-    project = store.project
+    project, layout = store.project, RawLayout.of(settings.dataset)
     with ExitStack() as stack:
         online = stack.enter_context(closing(UserHashes(store).client))
         try:
@@ -126,7 +140,7 @@ def run_worker(
             offline,
             stream,
             metrics,
-            check=lambda: require_states(online, project),
+            check=lambda: require_states(online, project, layout),
             restarted=Restarts([online] if broker is None else [online, broker.client]),
             until_idle=options.until_idle or options.source is not None,
             on_look=on_look,

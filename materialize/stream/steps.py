@@ -19,6 +19,7 @@ from materialize.stream.embeddings import encode_views
 from materialize.stream.raw_rows import RawRows
 from materialize.stream.read_users import Bools, Ints, ReadUsers, User
 from materialize.stream.targets import StoredView, StreamTargets
+from transforms.stream.circumstances import kept_circumstances
 from transforms.stream.state import Applied, UserStates
 from transforms.tables import CREATED, EVENT_TIME
 
@@ -135,7 +136,8 @@ class UserSteps:
             states = UserStates.decode(own, read.states, corrupt)
             applied = change(states, todo)
             blobs = applied.states.encode()
-        faults: dict[int, TerminalError] = {**read.faults, **corrupt}
+            misfits = applied.states.misfits(kept_circumstances(targets.layout))
+        faults: dict[int, TerminalError] = {**read.faults, **corrupt, **misfits}
         usable = np.ones(len(own), np.bool_)
         usable[list(faults)] = False
         with taken.stage("rows"):

@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from materialize.stores.compact import compact_form
 from materialize.stores.wire import Faults, Place, Stored, float_lists, integers, text_lists, texts
+from materialize.stores.wire_tokens import token_lists
 from materialize.stream.targets import StoredView, StreamTargets
-from transforms.layout import ACTIVITY, PROFILE, RawLayout, field
+from transforms.layout import ACTIVITY, PROFILE, TEXTS, RawLayout, column, field
 from transforms.names import USER_KEY
 from transforms.windows import list_array
 
@@ -43,17 +44,19 @@ def stored_table(
     ids = pa.int64() if targets.user_type == "int64" else pa.string()
     columns = {USER_KEY: pa.array(users, ids)}
     form = compact_form(stored.view)
-    for feature, kind, column in zip(stored.features, stored.kinds, values, strict=True):
+    for feature, kind, column_values in zip(stored.features, stored.kinds, values, strict=True):
         place = Place(stored.name, feature, users)
         if kind == "FLOAT_LIST":
-            columns[feature] = _lists(*float_lists(column, place, form=form, faults=faults))
+            columns[feature] = _lists(*float_lists(column_values, place, form=form, faults=faults))
         elif kind == "STRING_LIST":
             width = _text_width(targets.layout, feature)
-            found, valid = text_lists(column, place, width=width, faults=faults)
+            found, valid = text_lists(column_values, place, width=width, faults=faults)
             rows = [row.tolist() if ok else None for row, ok in zip(found, valid, strict=True)]
             columns[feature] = pa.array(rows, pa.list_(pa.string()))
+        elif kind == "INT32_LIST":
+            columns[feature] = _tokens(column_values, place, _most_tokens(targets), faults)
         else:
-            numbers, valid = _SCALARS[kind](column, place, faults)
+            numbers, valid = _SCALARS[kind](column_values, place, faults)
             columns[feature] = pa.array(numbers, _TYPES[kind], mask=~valid)
     return pa.table(columns)
 
@@ -65,6 +68,21 @@ def _lists(numbers: npt.NDArray[np.float32], valid: _Bools) -> pa.Array:
     if valid.all():
         return lists
     return lists.take(pa.array(np.arange(len(valid)), mask=~valid))
+
+
+def _tokens(values: Stored, place: Place, most: int, faults: Faults) -> pa.Array:
+    tokens, counts, valid = token_lists(values, place, most=most, faults=faults)
+    lengths = np.zeros(len(valid), np.int64)
+    lengths[valid] = counts
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(tokens), mask=pa.array(~valid))
+
+
+def _most_tokens(targets: StreamTargets) -> int:
+    texts = targets.encoders.texts
+    services = 0 if texts is None else len(texts.tokenizer.services)
+    schema = targets.layout.texts_schema(targets.encoders.texts_version or "", services)
+    return schema.token_columns[column(TEXTS, "tokens")]
 
 
 def _text_width(layout: RawLayout, feature: str) -> int:

@@ -19,6 +19,8 @@ from materialize.stream.history import Block
 from materialize.stream.offline import OfflineRows
 from materialize.stream.steps import UserSteps
 from materialize.stream.targets import TargetWatch
+from transforms.layout import RawLayout
+from transforms.stream.circumstances import kept_circumstances
 from transforms.stream.state import Applied, UserStates
 
 if TYPE_CHECKING:
@@ -72,7 +74,9 @@ class StateUnion:
     floor_day : int
         Day since 1970 from which on the blocks hold every event.
     replace_corrupt : bool
-        A state that cannot be read is replaced by what the block knows; else it is an error.
+        A state that cannot be read is replaced by what the block knows; else it is an error. And
+        events that a state keeps by another dataset.yaml (`UserStates.misfits`) are left out; else
+        only those that the block knows, too, and a state with others stays as it is.
 
     Notes
     -----
@@ -92,6 +96,7 @@ class StateUnion:
         self._longest = max(settings.dataset.windows)
         self._max_events = stream.max_events_per_user
         self._floor_day, self._replace_corrupt = floor_day, replace_corrupt
+        self._circumstances = kept_circumstances(RawLayout.of(settings.dataset))
         self._hashes = UserHashes(store)
         self._watch = TargetWatch(store, settings, ledger)
         self._steps = UserSteps(self._hashes, settings.artifacts_url)
@@ -197,8 +202,10 @@ class StateUnion:
         # to a state are as of its newest pick at least.
         shown = np.full(len(block.users), _NEVER, np.int64)
         np.maximum.at(shown, states.picks.user, states.picks.ts)
-        united = states.union(
-            block.not_before(shown).states(),
+        other = block.not_before(shown).states()
+        known_to = None if self._replace_corrupt else other
+        united = states.fitted(self._circumstances, known_to).union(
+            other,
             longest_window=self._longest,
             floor=self._floor_day,
             max_events=self._max_events,

@@ -9,28 +9,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encoder.errors import DataFault, StreamConflict
-from materialize.live import live_targets
 from materialize.stream import seed as seed_module
 from materialize.stream.atomic import REVISION_FIELD, STATE_FIELD, UserHashes
 from materialize.stream.check import StreamCheck, check_stream
-from materialize.stream.given import gather
 from materialize.stream.history import History
 from materialize.stream.keys import marker_key
 from materialize.stream.marker import StreamMarker, read_marker, write_marker
-from materialize.stream.recompute import embeddings_of, raw_rows_of
 from materialize.stream.seed import SeedReport, seed_states
-from tests.repositories import INSTANT, write_online
 from tests.servers import Server
 from tests.stores import PROFILES
-from tests.streams import DAY, LAYOUT, NOON, TinyStream, apply, consume, item_vectors
-from transforms.clean import CleanTables
+from tests.stream_batch import run_batch, users_of, write_clean
+from tests.streams import DAY, NOON, TinyStream, apply, consume
 from transforms.layout import ACTIVITY, ONBOARDING
 from transforms.names import stored_view
 from transforms.stream.events import StreamEvent
@@ -75,68 +69,6 @@ def hashes_of(stream: TinyStream, users: Sequence[int]) -> list[list[bytes | Non
 def marker_of(stream: TinyStream) -> StreamMarker | None:
     store = stream.context.store
     return read_marker(UserHashes(store).client, store.project)
-
-
-def users_of(events: Sequence[StreamEvent]) -> list[int]:
-    return sorted({int(event.user_id) for event in events})
-
-
-def write_clean(
-    stream: TinyStream,
-    events: Sequence[StreamEvent],
-    signed_up: dict[int, int] | None = None,
-    picks: dict[int, list[str]] | None = None,
-) -> CleanTables:
-    """Write what `palate data validate` would; a user without sign-up gets the first event."""
-    clean = CleanTables(stream.context.settings.data_dir)
-    consumed = [event for event in events if event.type == "consume"]
-    first: dict[int, int] = {}
-    for event in consumed:
-        user = int(event.user_id)
-        first[user] = min(first.get(user, event.timestamp_us), event.timestamp_us)
-    joined = first | (signed_up or {})
-    users = sorted(joined)
-    tables = {
-        "events": {
-            "user_id": pa.array([e.user_id for e in consumed], pa.int64()),
-            "item_id": pa.array([e.item_id for e in consumed], pa.string()),
-            "ts": pa.array([e.timestamp_us for e in consumed], pa.int64()).cast(INSTANT),
-            "weight": pa.array([e.weight for e in consumed], pa.float32()),
-            "context": pa.array([list(e.context or ()) for e in consumed], pa.list_(pa.string())),
-        },
-        "users": {
-            "user_id": pa.array(users, pa.int64()),
-            "signed_up_at": pa.array([joined[u] for u in users], pa.int64()).cast(INSTANT),
-            "categories": pa.array([["f"]] * len(users), pa.list_(pa.string())),
-            "numbers": pa.array([[30.0]] * len(users), pa.list_(pa.float32())),
-            "onboarding": pa.array(
-                [(picks or {}).get(u, []) for u in users], pa.list_(pa.string())
-            ),
-        },
-        "items": {"item_id": item_vectors().item_ids},
-    }
-    for name, columns in tables.items():
-        (clean.folder / name).mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table(columns), clean.folder / name / "part-0.parquet")
-    clean.report.write_text("{}", encoding="utf-8")
-    return clean
-
-
-def run_batch(stream: TinyStream, users: Sequence[int]) -> None:
-    """Write the newest rows of the clean tables online, as the nightly job does."""
-    context = stream.context
-    clean = CleanTables(context.settings.data_dir)
-    known = gather(clean, context.settings.dataset, users, {})
-    raw = raw_rows_of(known.events, known.profiles, known.onboarding, item_vectors(), LAYOUT)
-    now = pa.scalar(NOON, pa.int64()).cast(INSTANT)
-    for view, rows in raw.items():
-        table = rows.append_column("created_timestamp", pa.repeat(now, rows.num_rows))
-        write_online(context.store, view, table.to_batches())
-    for space in live_targets(context.settings, context.ledger).spaces:
-        rows = embeddings_of(
-            *(users, raw, LAYOUT, space, None, context.settings.artifacts_url, pa.int64())
-        )
-        write_online(context.store, stored_view(space.number), rows.to_batches())
 
 
 _WHERE = st.sampled_from(["batch", "stream", "both"])

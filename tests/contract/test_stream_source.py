@@ -343,16 +343,18 @@ def test_parquet_keeps_weight_and_circumstances(tmp_path: Path) -> None:
     path = tmp_path / "events.parquet"
     table = pa.table(
         {
-            **{"user_id": ["u"], "item_id": [5], "weight": pa.array([0.5], pa.float32())},
-            "ts": pa.array([T0]).cast(pa.timestamp("us", "UTC")),
-            "context": [["BR", None]],
+            **{"user_id": ["u", "u"], "item_id": [5, 6]},
+            "weight": pa.array([0.5, 0.5], pa.float32()),
+            "ts": pa.array([T0, T0]).cast(pa.timestamp("us", "UTC")),
+            "context": [["BR", None], None],
+            "service": ["music", None],
         }
     )
     pq.write_table(table, path)
     source = FileSource(path, ["country", "device"])
-    (found,) = drain(source)
+    made, other = (json.loads(one.payload) for one in drain(source))
     source.close()
-    made = json.loads(found.payload)
+    assert (made["service"], other.get("service")) == ("music", None)
     assert (made["user_id"], made["item_id"], made["weight"]) == ("u", 5, 0.5)
     assert made["context"]["country"] == "BR"
     assert not made["context"].get("device")

@@ -10,11 +10,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from transforms.stream.circumstances import circumstances_of
 from transforms.stream.events import CONSUME, ONBOARDING_PICK, SIGN_UP, StreamEvent
 from transforms.stream.facts import Context, Facts, Ints, Picks
 from transforms.stream.item_keys import item_key, keys_of
 from transforms.stream.merge import APPLIED, DUPLICATE, NONE, OUTCOMES, OUTSIDE, ordered_facts
 from transforms.stream.profile import Profile
+from transforms.texts import ONLY_SERVICE
 
 __all__ = ["NewEvents", "clean_facts", "clean_picks"]
 
@@ -56,8 +58,12 @@ class NewEvents:
         events: Sequence[Sequence[StreamEvent]],
         profiles: Sequence[Profile],
         sign_up: Ints,
+        *,
+        services: bool,
     ) -> NewEvents:
         """Sort the events of users whose profiles and sign-ups are known so far.
+
+        ``services``: what is consumed is kept with its service.
 
         Raises
         ------
@@ -87,7 +93,9 @@ class NewEvents:
                         elif moment > known and code == DUPLICATE:
                             code = OUTSIDE
                     outcomes[user][k] = OUTCOMES[code]
-        made, order = _event_facts(facts, [user for user, _ in fact_places], len(events))
+        made, order = _event_facts(
+            facts, [user for user, _ in fact_places], len(events), services=services
+        )
         return cls(
             made,
             [fact_places[k] for k in order],
@@ -110,14 +118,15 @@ class NewEvents:
         return outcomes
 
 
-def clean_facts(users: Sequence[int | str], events: pa.Table) -> Facts:
+def clean_facts(users: Sequence[int | str], events: pa.Table, *, services: bool) -> Facts:
     """Return the events of clean tables; see ``UserStates.of``."""
     user = _positions(users, events["user_id"])
     items = events["item_id"].combine_chunks().dictionary_encode()
     item = keys_of(items.dictionary)[items.indices.to_numpy()]
     ts = events["ts"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()
     weight = events["weight"].to_numpy().astype(np.float32)
-    codes, contexts = _clean_contexts(events["context"].combine_chunks())
+    service = pc.fill_null(events["service"], ONLY_SERVICE) if services else None
+    codes, contexts = _clean_contexts(events["context"].combine_chunks(), service)
     facts, _ = ordered_facts(len(users), user, ts, item, weight, codes, contexts)
     return facts
 
@@ -143,11 +152,14 @@ def clean_picks(n_users: int, picks: pa.Array | None, times: Ints | None) -> Pic
 
 
 def _event_facts(
-    events: Sequence[StreamEvent], users: Sequence[int], n_users: int
+    events: Sequence[StreamEvent], users: Sequence[int], n_users: int, *, services: bool
 ) -> tuple[Facts, Ints]:
     """Return events of ``users`` in order, and the position of each among the given."""
     number: dict[Context, int] = {}
-    codes = [number.setdefault(event.context or (), len(number)) for event in events]
+    codes = [
+        number.setdefault(circumstances_of(event, services=services), len(number))
+        for event in events
+    ]
     contexts = sorted(number)
     place = np.zeros(len(contexts), np.int64)
     place[[number[context] for context in contexts]] = np.arange(len(contexts))
@@ -196,8 +208,10 @@ def _positions(users: Sequence[int | str], ids: pa.ChunkedArray) -> Ints:
     return np.asarray(found.to_numpy(), np.int64)
 
 
-def _clean_contexts(column: pa.ListArray) -> tuple[Ints, tuple[Context, ...]]:
-    """Return where each event's context stands among the distinct ones, ascending."""
+def _clean_contexts(
+    column: pa.ListArray, service: pa.ChunkedArray | None
+) -> tuple[Ints, tuple[Context, ...]]:
+    """Return where each event's circumstances stand among the distinct ones, ascending."""
     codes = np.zeros(len(column), np.int64)
     flat = column.flatten()
     width = len(flat) // max(len(column), 1)
@@ -205,6 +219,8 @@ def _clean_contexts(column: pa.ListArray) -> tuple[Ints, tuple[Context, ...]]:
         flat.take(pa.array(np.arange(k, len(flat), width))).dictionary_encode()
         for k in range(width)
     ]
+    if service is not None:
+        columns.append(service.combine_chunks().dictionary_encode())
     for encoded in columns:
         codes = codes * len(encoded.dictionary) + encoded.indices.to_numpy()
         # Dense again after each column, so that many columns of many values do not overflow.

@@ -64,6 +64,8 @@ class StreamEvent:
     context : tuple of str or None
         Circumstances of a ``consume`` in the order of ``events.context``, "" for a missing one;
         None on any other type, and where the data set has no context columns.
+    service : str or None
+        Where a ``consume`` came from; None for none.
     categories, numbers : mapping
         Columns of the users table that a ``profile_change`` or ``sign_up`` sets; "" and NaN mean
         that the value is missing from now on.
@@ -75,6 +77,7 @@ class StreamEvent:
     item_id: int | str | None = None
     weight: float = 1.0
     context: tuple[str, ...] | None = None
+    service: str | None = None
     categories: Mapping[str, str] = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
 
@@ -141,6 +144,8 @@ class EventParser:
         self._fields: dict[str, frozenset[str]] = {
             CONSUME: frozenset(common | {"item_id", "weight", "context"})
         }
+        if dataset.events.service is not None:
+            self._fields[CONSUME] |= {"service"}
         if users is not None:
             self._fields[SIGN_UP] = frozenset(common | columns)
             if users.onboarding:
@@ -180,7 +185,10 @@ class EventParser:
         if kind == CONSUME:
             item = self._item(raw.get("item_id"))
             weight = self._weight(raw["weight"]) if "weight" in raw else 1.0
-            return StreamEvent(kind, user, moment, item, weight, self._circumstances(raw))
+            service = raw.get("service")
+            if service is not None:
+                service = _category("service", service)
+            return StreamEvent(kind, user, moment, item, weight, self._context_of(raw), service)
         if kind == ONBOARDING_PICK:
             return StreamEvent(kind, user, moment, self._item(raw.get("item_id")))
         categories = _mapping("categories", raw, self._categories, _category)
@@ -229,7 +237,7 @@ class EventParser:
         # Without such a column the batch counts every event as 1, and so must the stream.
         return float(value) if self._weighted else 1.0
 
-    def _circumstances(self, raw: Mapping[str, Any]) -> tuple[str, ...] | None:
+    def _context_of(self, raw: Mapping[str, Any]) -> tuple[str, ...] | None:
         given = raw.get("context")
         if type(given) is dict and len(given) == len(self._context):
             # Nearly always all of them are given, and are text: a third of the time of `parse`.
@@ -271,6 +279,8 @@ def event_payload(event: StreamEvent, context: Sequence[str] = ()) -> bytes:
         body["weight"] = event.weight
     if values:
         body["context"] = dict(zip(context, values, strict=True))
+    if event.service is not None:
+        body["service"] = event.service
     if event.categories:
         body["categories"] = dict(event.categories)
     if event.numbers:

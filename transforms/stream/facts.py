@@ -19,6 +19,7 @@ __all__ = [
     "first_at_or_after",
     "one_context_table",
     "ranges",
+    "run_starts",
 ]
 
 Ints = npt.NDArray[np.int64]
@@ -163,6 +164,15 @@ def ranges(start: Ints, end: Ints) -> Ints:
     before = np.concatenate([[0], np.cumsum(length)])
     positions: Ints = np.arange(before[-1]) + np.repeat(start - before[:-1], length)
     return positions
+
+
+def run_starts(*columns: Ints) -> Bools:
+    """Return where a row differs from the one before it, and the first: bool (n,)."""
+    changed = np.ones(len(columns[0]), np.bool_)
+    changed[1:] = False
+    for column in columns:
+        changed[1:] |= column[1:] != column[:-1]
+    return changed
 
 
 def _search(low: Ints, high: Ints, below: Callable[[Ints], Bools]) -> Ints:

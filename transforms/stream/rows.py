@@ -15,14 +15,22 @@ from transforms.buckets import UserDays
 from transforms.clean import IdType
 from transforms.engine import DAY_US
 from transforms.layout import ACTIVITY, ONBOARDING, PROFILE, RawLayout, field
-from transforms.stream.facts import Bools, Ints, first_after, first_at_or_after, ranges
+from transforms.stream.circumstances import context_lists
+from transforms.stream.facts import (
+    Bools,
+    Ints,
+    first_after,
+    first_at_or_after,
+    ranges,
+    run_starts,
+)
 from transforms.stream.item_keys import ItemKeys, item_keys
 from transforms.stream.merge import NONE, window_start
 from transforms.stream.state import UserStates
 from transforms.tables import CREATED, EVENT_TIME, view_schema
 from transforms.windows import Emission, activity_tables, list_array, picks_pooled
 
-__all__ = ["activity_rows", "onboarding_rows", "profile_rows"]
+__all__ = ["activity_rows", "onboarding_rows", "profile_rows", "row_schema"]
 
 _EVER = np.array([2**31], np.int64)
 """A snapshot after every day: the last active day of each user becomes a row."""
@@ -57,7 +65,7 @@ def activity_rows(
     ValueError
         Without cuts: a user whose newest row cannot be made, see ``UserStates.known``.
     DataFault
-        The states hold other context columns than the layout.
+        The states hold other circumstances than the layout (`circumstances.context_lists`).
     """
     facts = states.facts
     end = facts.start[rows + 1]
@@ -70,7 +78,7 @@ def activity_rows(
     known = some & (states.gone[rows] < window)
     rows, end, window = _those(states, rows, known, cuts, end, window)
     start = first_at_or_after(facts.ts, facts.start[rows], end, window)
-    schema = _schema(ACTIVITY, layout, states)
+    schema = row_schema(ACTIVITY, layout, states)
     if not len(rows):
         return schema.empty_table()
     tables: list[pa.Table] = []
@@ -108,7 +116,7 @@ def onboarding_rows(
     length = np.bincount(row, minlength=len(rows))
     some = length > 0
     rows, length = _those(states, rows, some, cuts, length)
-    schema = _schema(ONBOARDING, layout, states)
+    schema = row_schema(ONBOARDING, layout, states)
     if not len(rows):
         return schema.empty_table()
     keys = pa.array(picks.item[at]).dictionary_encode()
@@ -159,9 +167,16 @@ def profile_rows(
             _overlaid(layout.categories, old_categories, profile.categories, "")
         )
         columns[numbers].append(_overlaid(layout.numbers, old_numbers, profile.numbers, math.nan))
-    schema = _schema(PROFILE, layout, states)
+    schema = row_schema(PROFILE, layout, states)
     times_us = np.array(moments, np.int64)
     return _table(schema, states, rows, times_us, as_of, columns)
+
+
+def row_schema(view: str, layout: RawLayout, states: UserStates) -> pa.Schema:
+    """Return the columns of rows made of states: ``view_schema`` without the created timestamp."""
+    kind: IdType = "string" if any(isinstance(u, str) for u in states.users[:1]) else "int64"
+    schema = view_schema(view, layout, kind)
+    return schema.remove(schema.get_field_index(CREATED))
 
 
 def _those(
@@ -188,21 +203,21 @@ def _days(
     row = np.repeat(np.arange(len(rows)), end - start)
     ts, context = facts.ts[at], facts.context[at]
     day = ts // DAY_US
-    first = np.flatnonzero(_changes(row, day))  # of each active day
+    first = np.flatnonzero(run_starts(row, day))  # of each active day
     last = np.append(first[1:], len(at)) - 1
     items = pa.array(facts.item[at]).dictionary_encode()
     position, rank = keys.locate(items.dictionary.to_numpy())
     local = items.indices.to_numpy().astype(np.int64)
     number = np.repeat(np.arange(len(first)), last - first + 1)  # day of each event
     order = np.argsort(number * (len(keys.keys) + len(rank)) + rank[local], kind="stable")
-    entry = np.flatnonzero(_changes(number[order], local[order]))  # a day's events of one item
+    entry = np.flatnonzero(run_starts(number[order], local[order]))  # a day's events of one item
     codes = local[order][entry]
     return UserDays(
         users=_users(states, rows).take(pa.array(row[first])),
         user=row[first],
         day=day[first],
         as_of=ts[last],
-        context=_contexts(states, layout).take(pa.array(_newest_context(number, ts, context))),
+        context=context_lists(facts, _newest_context(number, ts, context), layout),
         start=np.append(np.searchsorted(number[order][entry], np.arange(len(first))), len(entry)),
         items=pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), items.dictionary),
         weight=np.add.reduceat(facts.weight[at][order].astype(np.float64), entry),
@@ -212,30 +227,10 @@ def _days(
 
 def _newest_context(day: Ints, ts: Ints, context: Ints) -> Ints:
     """Return the largest context of each day's newest events; all arrays (n_events,)."""
-    moment = np.flatnonzero(_changes(day, ts))
+    moment = np.flatnonzero(run_starts(day, ts))
     largest = np.maximum.reduceat(context, moment)
     newest: Ints = largest[np.append(np.diff(day[moment]) != 0, True)]
     return newest
-
-
-def _contexts(states: UserStates, layout: RawLayout) -> pa.Array:
-    contexts = states.facts.contexts
-    wrong = next((c for c in contexts if len(c) != len(layout.context)), None)
-    if wrong is not None:
-        raise DataFault(
-            f"States hold {len(wrong)} context column(s), {list(wrong)}, the data set names "
-            f"{len(layout.context)}. Run `palate stream seed --force` after a change of them."
-        )
-    return pa.array([list(c) for c in contexts], pa.list_(pa.string()))
-
-
-def _changes(*columns: Ints) -> Bools:
-    """Return bool (n,): True where a row differs from the one before it, and for the first."""
-    changed = np.ones(len(columns[0]), np.bool_)
-    changed[1:] = False
-    for column in columns:
-        changed[1:] |= column[1:] != column[:-1]
-    return changed
 
 
 def _stored_rows(
@@ -262,12 +257,6 @@ def _overlaid(
         )
     base = stored or [missing] * len(names)
     return [changes[n][1] if n in changes else base[k] for k, n in enumerate(names)]
-
-
-def _schema(view: str, layout: RawLayout, states: UserStates) -> pa.Schema:
-    kind: IdType = "string" if any(isinstance(u, str) for u in states.users[:1]) else "int64"
-    schema = view_schema(view, layout, kind)
-    return schema.remove(schema.get_field_index(CREATED))
 
 
 def _users(states: UserStates, rows: Ints) -> pa.Array:

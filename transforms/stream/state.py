@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
 from encoder.errors import CorruptState
 from transforms.stream.blob import decode_blobs, encode_blobs
+from transforms.stream.circumstances import fitting
 from transforms.stream.collect import NewEvents, clean_facts, clean_picks
 from transforms.stream.events import StreamEvent
 from transforms.stream.facts import Bools, Facts, Ints, Picks
@@ -84,6 +85,8 @@ class UserStates:
         picks: pa.Array | None = None,
         signed_up: Ints | None = None,
         pick_times: Ints | None = None,
+        *,
+        services: bool = False,
     ) -> UserStates:
         """Return the states that clean tables hold; ``union`` prunes them.
 
@@ -92,7 +95,7 @@ class UserStates:
         users : sequence of int or str (n_users,), distinct
         events : pyarrow.Table
             Columns of the clean events ``user_id``, ``item_id``, ``ts``, ``weight``, ``context``,
-            in any order.
+            in any order; with services also ``service``.
         picks : pyarrow list array (n_users,), optional
             Item ids, as ``onboarding`` of the clean users.
         signed_up : int64 (n_users,), optional
@@ -101,6 +104,8 @@ class UserStates:
             event would count as one before the sign-up.
         pick_times : int64 (n_users,), optional
             When the picks were made; default: ``signed_up``.
+        services : bool
+            See ``apply``.
 
         Raises
         ------
@@ -113,7 +118,7 @@ class UserStates:
             sign_up[signed_up != -1] = signed_up[signed_up != -1]
         return cls(
             tuple(users),
-            clean_facts(users, events),
+            clean_facts(users, events, services=services),
             clean_picks(n, picks, signed_up if pick_times is None else pick_times),
             (NO_PROFILE,) * n,
             sign_up,
@@ -128,6 +133,7 @@ class UserStates:
         floor: int | None,
         max_events: int,
         margin_days: int = MARGIN_DAYS,
+        services: bool = False,
     ) -> Applied:
         """Return the states with some events added; see ``Applied``.
 
@@ -144,6 +150,8 @@ class UserStates:
             More are not kept of one user: then none of a call's new events of that user enters.
         margin_days : int
             See ``MARGIN_DAYS``.
+        services : bool
+            Keep the service of each event, behind its context: where raw features carry texts.
 
         Notes
         -----
@@ -151,7 +159,7 @@ class UserStates:
         into calls. Two things are decided when they come, and depend on it: what is a fault of an
         event, and which events of a user with more than ``max_events`` enter.
         """
-        new = NewEvents.of(events, self.profiles, self.sign_up)
+        new = NewEvents.of(events, self.profiles, self.sign_up, services=services)
         limits = Limits(longest_window, floor, max_events, margin_days)
         return self._joined(new, self.gone, limits)
 
@@ -201,6 +209,45 @@ class UserStates:
         window = window_start(np.where(some, newest, 0), longest_window)
         known: Bools = some & (self.gone < window)
         return known
+
+    def misfits(self, names: Sequence[str]) -> dict[int, CorruptState]:
+        """Return who has events of other circumstances, and what to do about it, by position.
+
+        Parameters
+        ----------
+        names : sequence of str
+            What is kept of an event (`transforms.stream.circumstances.kept_circumstances`).
+        """
+        wrong = np.flatnonzero(~fitting(self.facts, names))
+        found: dict[int, CorruptState] = {}
+        if not len(wrong):
+            return found
+        for user, at in zip(*np.unique(self.facts.user[wrong], return_index=True), strict=True):
+            given = self.facts.contexts[int(self.facts.context[wrong[at]])]
+            found[int(user)] = CorruptState(
+                f"State of user {self.users[user]!r}: {len(given)} value(s) of an event's "
+                f"circumstances found, {list(given)}, {len(names)} expected "
+                f"({', '.join(names) or 'none'}): dataset.yaml was another one. Run `palate stream "
+                "seed` once the clean tables hold the event; with --force the event is dropped.",
+                user=self.users[user],
+            )
+        return found
+
+    def fitted(self, names: Sequence[str], known_to: UserStates | None = None) -> UserStates:
+        """Return the states without events of other circumstances.
+
+        Parameters
+        ----------
+        names : sequence of str
+            As in ``misfits``.
+        known_to : UserStates, optional
+            Of the same users: only events that are known there are left out here.
+        """
+        facts = self.facts
+        keep = fitting(facts, names)
+        if known_to is not None and not keep.all():
+            keep |= ~known_to.facts.found(facts.user, facts.ts, facts.item)[1]
+        return replace(self, facts=facts.kept(keep))
 
     def _joined(self, new: NewEvents, gone: Ints, limits: Limits) -> Applied:
         signed = new.sign_up != self.sign_up

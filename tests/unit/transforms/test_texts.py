@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from encoder.clue.tokenizer import PAD, UNKNOWN_SERVICE, fit_tokenizer
-from encoder.errors import DataFault
+from encoder.errors import ArtifactError, DataFault
 from encoder.item_texts import ItemTexts, TextsSpec, fit_item_texts
 from encoder.modality import Items, ItemVectors, ModalityEncoders
 from transforms.engine import DAY_US
@@ -114,7 +114,7 @@ def test_a_row_says_the_newest_events_of_each_service_up_to_its_time(
     assert told == [_expected(events, user, ts) for user, ts in rows]
     assert table[field(TEXTS, "count")].to_pylist() == [[float(k)] for k in range(len(rows))]
     assert table[field(TEXTS, "as_of")].to_pylist() == [ts for _, ts in rows]
-    assert set(table[field(TEXTS, "modality")].to_pylist()) <= {ENCODERS.version}
+    assert set(table[field(TEXTS, "modality")].to_pylist()) <= {ENCODERS.texts_version}
     schema = view_schema(TEXTS, LAYOUT, "string")
     assert table.append_column(CREATED, table["event_timestamp"]).cast(schema).schema == schema
 
@@ -179,6 +179,7 @@ def test_new_items_get_tokens_and_the_version_stays(tmp_path: Path) -> None:
     new = Items(pa.array([50]), ["red sky"], [[]])
     grown = ENCODERS.with_new_items(new)
     assert grown.version == ENCODERS.version
+    assert grown.texts_version == ENCODERS.texts_version is not None
     assert grown.texts is not None
     assert ENCODERS.texts is not None
     assert grown.texts.tokens[:4].tolist() == ENCODERS.texts.tokens.tolist()
@@ -189,10 +190,11 @@ def test_new_items_get_tokens_and_the_version_stays(tmp_path: Path) -> None:
     assert again.texts is not None
     assert again.texts.tokens.tolist() == grown.texts.tokens.tolist()
     assert again.texts.tokenizer == grown.texts.tokenizer
-    assert again.version == grown.version
+    assert (again.version, again.texts_version) == (grown.version, grown.texts_version)
 
 
-def test_the_version_changes_with_a_token_and_with_the_tokenizer() -> None:
+def test_texts_have_a_version_of_their_own() -> None:
+    """Spaces that read vectors stay fresh when texts are added, changed or left out."""
     texts = ENCODERS.texts
     assert texts is not None
     tokens = texts.tokens.copy()
@@ -202,4 +204,12 @@ def test_the_version_changes_with_a_token_and_with_the_tokenizer() -> None:
         encoders = ModalityEncoders(
             ENCODERS.item_ids, ENCODERS.modalities, ENCODERS.fitted, ENCODERS.config, texts=changed
         )
-        assert encoders.version != ENCODERS.version
+        assert encoders.version == ENCODERS.version
+        assert encoders.texts_version != ENCODERS.texts_version
+
+
+def test_changed_texts_are_refused_on_loading(tmp_path: Path) -> None:
+    arrays, config = ENCODERS.state()
+    arrays["texts.tokens"] = arrays["texts.tokens"] + 1
+    with pytest.raises(ArtifactError, match="the files were changed"):
+        ModalityEncoders.from_state(arrays, config)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,12 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
-from encoder.modality import ItemVectors, ModalityEncoders
+from encoder.item_texts import TextsSpec, fit_item_texts
+from encoder.modality import Items, ItemVectors, ModalityEncoders
 from transforms.buckets import DayBuckets
 from transforms.clean import CleanTables
-from transforms.layout import Modality, RawLayout
+from transforms.layout import Modality, RawLayout, TextLayout
 from transforms.stream.events import StreamEvent
 from transforms.stream.state import Applied, UserStates
+from transforms.texts import text_tables
 from transforms.windows import Emission, activity_tables
 
 DAY = 86_400_000_000
@@ -35,11 +38,15 @@ LAYOUT = RawLayout(
     ("age", "height"),
     onboarding=True,
 )
+TEXT_LAYOUT = replace(LAYOUT, texts=TextLayout(max_events=3, max_item_tokens=4))
 KEPT: dict[str, Any] = {"longest_window": LONGEST, "floor": None, "max_events": 1_000}
 
 
-def encoders(kind: str) -> ModalityEncoders:
-    """Two modalities over ids in no order; some items have no vector in one or either."""
+def encoders(kind: str, services: tuple[str, ...] = ()) -> ModalityEncoders:
+    """Two modalities over ids in no order; some items have no vector in one or either.
+
+    With services there are texts, too: five different ones, the shortest only the item's id.
+    """
     rng = np.random.default_rng(0)
     modalities = []
     for m, absent in zip(LAYOUT.modalities, ([0, 1], [1]), strict=True):
@@ -48,10 +55,15 @@ def encoders(kind: str) -> ModalityEncoders:
         vectors[absent], cluster[absent] = 0, -1
         centroids = np.zeros((m.clusters, m.dim), np.float32)
         modalities.append(ItemVectors(m.name, vectors, cluster, m.clusters, centroids))
-    ids = [item_id(int(k), kind) for k in rng.permutation(N_KNOWN)]
-    return ModalityEncoders(
-        pa.array(ids), tuple(modalities), np.ones(N_KNOWN, bool), {"cutoff": kind}
-    )
+    order = rng.permutation(N_KNOWN)
+    ids = pa.array([item_id(int(k), kind) for k in order])
+    every = np.ones(N_KNOWN, bool)
+    texts = None
+    if services:
+        said = [" ".join("abcdefg"[j] for j in range(k % 5)) for k in order.tolist()]
+        spec = TextsSpec(services, vocabulary=262, max_tokens=4)
+        texts = fit_item_texts(Items(ids, said), every, spec)
+    return ModalityEncoders(ids, tuple(modalities), every, {"cutoff": kind}, texts=texts)
 
 
 def user_id(user: int, kind: str) -> int | str:
@@ -64,6 +76,7 @@ def item_id(item: int, kind: str) -> int | str:
 
 
 ENCODERS = {kind: encoders(kind) for kind in ("string", "int64")}
+WITH_TEXTS = {kind: encoders(kind, ("events", "music")) for kind in ("string", "int64")}
 
 
 @dataclass(frozen=True)
@@ -76,6 +89,7 @@ class Use:
     item: int
     weight: float
     context: str
+    service: str | None = None
 
     @property
     def ts(self) -> int:
@@ -93,6 +107,7 @@ class Use:
             item_id(self.item, kind),
             self.weight,
             (self.context, "linux"),
+            self.service,
         )
 
 
@@ -116,6 +131,14 @@ USES = st.one_of(_uses(5, 26, MOMENTS), _uses(2, 2, st.sampled_from([0, 5, DAY -
 """Spread over weeks, and crowded: days of many items, events of one moment."""
 HISTORIES = st.lists(USES, min_size=1, max_size=60, unique_by=lambda use: use.key)
 """Each (user, item, time) once: an event that is repeated with other values is no fact."""
+SERVICES = st.sampled_from([None, "music", "books", ""])
+"""The tokenizer knows what has no service, and music."""
+WITH_SERVICES = st.lists(
+    st.builds(lambda use, service: replace(use, service=service), USES, SERVICES),
+    min_size=1,
+    max_size=60,
+    unique_by=lambda use: use.key,
+)
 KINDS = st.sampled_from(["string", "int64"])
 
 
@@ -173,7 +196,7 @@ def clean_events(history: Sequence[Use], kind: str) -> pa.Table:
             "ts": pa.array([use.ts for use in history], pa.int64()).cast(pa.timestamp("us", "UTC")),
             "weight": pa.array([use.weight for use in history], pa.float32()),
             "session": pa.nulls(n, pa.int64()),
-            "service": pa.nulls(n, pa.string()),
+            "service": pa.array([use.service for use in history], pa.string()),
             "context": pa.array([[use.context, "linux"] for use in history], pa.list_(pa.string())),
         }
     )
@@ -186,11 +209,38 @@ def batch_rows(
 
     The default snapshot lies after every event: the newest row of each user.
     """
+    with written(history, kind) as clean:
+        return rows_of_clean(clean, ENCODERS[kind], LAYOUT, snapshots)
+
+
+@contextmanager
+def written(history: Sequence[Use], kind: str) -> Iterator[CleanTables]:
+    """Yield clean tables of a history's events."""
     with TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "clean" / "events").mkdir(parents=True)
         pq.write_table(clean_events(history, kind), root / "clean" / "events" / "0.parquet")
-        return rows_of_clean(CleanTables(root), ENCODERS[kind], LAYOUT, snapshots)
+        yield CleanTables(root)
+
+
+def batch_texts(
+    history: Sequence[Use], kind: str, snapshots: Sequence[int] = (400,)
+) -> tuple[pa.Table, pa.Table]:
+    """Return the rows of activity and of texts as the batch makes them; see ``batch_rows``."""
+    fitted = WITH_TEXTS[kind]
+    with written(history, kind) as clean:
+        buckets = DayBuckets(
+            clean.root / "buckets", clean, memory_limit_mb=256, bytes_per_day=100, events=True
+        )
+        buckets.update()
+        emission = Emission(np.array(snapshots, np.int64) + DAY_0)
+        first_day = emission.first_day(LONGEST)
+        data = buckets.load(0, first_day)
+        assert buckets.partitions == 1
+        assert data is not None
+        activity = list(activity_tables(data, fitted, TEXT_LAYOUT, emission))
+        texts = text_tables(activity, buckets.load_events(0, first_day), fitted, TEXT_LAYOUT)
+        return pa.concat_tables(activity), pa.concat_tables(texts)
 
 
 def rows_of_clean(

@@ -201,17 +201,22 @@ def test_states_of_the_clean_tables_are_those_of_the_events(raw):
         (pa.array([None, True, False]), [None, True, False]),
     ],
 )
-def test_context_values_become_what_validation_makes_of_them(tmp_path: Path, column, values):
+def test_context_and_service_become_what_validation_makes_of_them(tmp_path: Path, column, values):
     tables = {name: array[:3] for name, array in events().items()}
-    made = Raw(tmp_path, events=tables | {"device": column})
+    made = Raw(tmp_path, events=tables | {"device": column, "service": column})
+    made.says["events"]["service"] = "service"
     made.validate()
     parser = EventParser(
         data_set(made), "int64", "int64", future_seconds=0, known_items=None, clock=NOW.timestamp
     )
-    contexts = [
-        parser.parse(payload("consume", 1, T0, item_id=10, context={"device": value})).context
+    told = [
+        parser.parse(
+            payload("consume", 1, T0, item_id=10, context={"device": value}, service=value)
+        )
         for value in values
     ]
-    assert [list(context) for context in contexts] == [r["context"] for r in made.rows("events")]
+    clean = made.rows("events")
+    assert [list(event.context) for event in told] == [row["context"] for row in clean]
+    assert [event.service for event in told] == [row["service"] for row in clean]
     missing = parser.parse(payload("consume", 1, T0, item_id=10))
-    assert missing.context == contexts[0]
+    assert (missing.context, missing.service) == (told[0].context, told[0].service)

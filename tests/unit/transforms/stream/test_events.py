@@ -44,6 +44,11 @@ def parser(
 
 
 PARSER = parser()
+EVENTS_TABLE = {
+    "path": "-", "user": "u", "item": "i", "timestamp": "t", "weight": "w",
+    "context": list(CONTEXT), "service": "s",
+}  # fmt: skip
+SERVICED = parser(events=EVENTS_TABLE)
 
 
 def body(**changes: Any) -> dict[str, Any]:
@@ -226,6 +231,22 @@ def test_a_weight_counts_only_where_the_batch_has_weights():
     refused(body(context={"os": "x"}), "wrong_field", "none: dataset.yaml names no", plain)
 
 
+@pytest.mark.parametrize(
+    ("given", "service"),
+    [(..., None), (None, None), ("music", "music"), ("", ""), (7, "7"), (True, "true")],
+)
+def test_a_service_is_what_the_batch_makes_of_its_column(given, service):
+    assert parse(body(service=given), SERVICED).service == service
+
+
+def test_a_service_is_refused_where_the_data_set_has_none_and_where_it_is_no_text():
+    refused(body(service="music"), "wrong_field", "service: given, only context, item_id")
+    refused(body(service=1.5), "wrong_field", "service: 1.5 given, a string, an int", SERVICED)
+    refused(body(service=["a"]), "wrong_field", r"service: \['a'\] given, a string", SERVICED)
+    pick = body(type="onboarding_pick", service="music")
+    refused(pick, "wrong_field", "service: given, only item_id, timestamp, type", SERVICED)
+
+
 def test_an_item_must_be_in_the_items_table_where_there_is_one():
     strict = parser(known=["a", "b"])
     assert parse(body(item_id="b"), strict).item_id == "b"
@@ -287,6 +308,7 @@ EVENTS = st.one_of(
         TEXT.filter(bool),
         FLOATS.filter(lambda w: w > 0),
         st.tuples(TEXT, TEXT),
+        st.one_of(st.none(), TEXT),
     ),
     st.builds(StreamEvent, st.just("onboarding_pick"), IDS, MOMENTS, TEXT.filter(bool)),
     st.builds(
@@ -304,7 +326,7 @@ EVENTS = st.one_of(
 @given(EVENTS)
 def test_a_payload_gives_the_event_that_it_was_made_of(event):
     """parse(event_payload(e)) == e, for events of every type."""
-    assert PARSER.parse(event_payload(event, CONTEXT)) == event
+    assert SERVICED.parse(event_payload(event, CONTEXT)) == event
 
 
 def test_a_payload_needs_a_name_for_each_circumstance():
@@ -325,7 +347,8 @@ JSON = st.recursive(
     max_leaves=6,
 )  # fmt: skip
 FIELDS = [
-    "type", "user_id", "item_id", "timestamp", "weight", "context", "categories", "numbers", "else",
+    "type", "user_id", "item_id", "timestamp", "weight", "context", "service", "categories",
+    "numbers", "else",
 ]  # fmt: skip
 KINDS = st.sampled_from(["consume", "onboarding_pick", "profile_change", "sign_up"])
 
@@ -364,7 +387,7 @@ def answered(payload: bytes) -> None:
     event: StreamEvent | None = None
     fault: BadEvent | None = None
     try:
-        event = PARSER.parse(payload)
+        event = SERVICED.parse(payload)
     except BadEvent as exc:
         fault = exc
     if fault is not None:
@@ -375,5 +398,6 @@ def answered(payload: bytes) -> None:
     assert type(event.user_id) is int
     assert event.timestamp_us <= NOW + 60_000_000
     assert 0 < event.weight < math.inf
+    assert event.service is None or type(event.service) is str
     assert event.context is None or len(event.context) == 2
-    assert PARSER.parse(event_payload(event, CONTEXT)) == event
+    assert SERVICED.parse(event_payload(event, CONTEXT)) == event

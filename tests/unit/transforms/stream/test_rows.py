@@ -213,7 +213,9 @@ def test_a_row_of_a_user_without_events_is_an_error_that_names_the_user():
 def test_states_with_other_context_columns_than_the_data_set_are_refused():
     states = replayed([[Use(0, 0, 0, 0, 1.0, "br")]], "string")
     layout = RawLayout(LAYOUT.modalities, LAYOUT.windows, ("country",))
-    with pytest.raises(DataFault, match=r"2 context column.*names 1.*seed --force"):
+    with pytest.raises(
+        DataFault, match=r"hold 2 value.*1 expected \(country\).*palate stream seed"
+    ):
         activity_rows(states, np.array([0]), ENCODERS["string"], layout)
 
 
