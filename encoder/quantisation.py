@@ -88,7 +88,7 @@ def quantise(artifact: EncoderArtifact, calibration: Float32) -> EncoderArtifact
             encoder_version=artifact.encoder_version,
         )
     found = EncoderArtifact.build(
-        preprocessor=artifact.preprocessor,
+        preprocessor=artifact.block_inputs,
         weights=artifact.weights,
         graphs={GRAPH: quantised_graph(artifact.onnx, calibration)},
         modality=artifact.modality,

@@ -125,7 +125,7 @@ def quantise_space(
     source = open_source(
         store,
         settings,
-        artifact.preprocessor.schema,
+        artifact.block_inputs.schema,
         end=datetime.fromisoformat(artifact.manifest.data_cutoff),
     )
     for known in ledger.spaces():
@@ -192,10 +192,10 @@ def _inputs(
     artifact: EncoderArtifact, source: RawSource, rows: int, *, progress: bool
 ) -> tuple[Float32, Float32]:
     """Return the encoder's inputs of some users as of the cut-off, and of as many others."""
-    schema = artifact.preprocessor.schema
+    schema = artifact.block_inputs.schema
     users = source.count()
     share = min(0.5, rows / max(users, 1))
-    none = np.zeros((0, artifact.preprocessor.n_inputs), np.float32)
+    none = np.zeros((0, artifact.block_inputs.n_inputs), np.float32)
     parts: list[list[Float32]] = [[none], [none]]
     with tqdm(total=users, desc="inputs", unit="row", disable=not progress) as bar:
         for batch in source.batches():
@@ -204,7 +204,7 @@ def _inputs(
             for k, part in enumerate(parts):
                 chosen = (draw >= k * share) & (draw < (k + 1) * share)
                 raw = raw_batch(batch.filter(pa.array(chosen)), schema, USER_KEY)
-                part.append(artifact.preprocessor.transform(raw))
+                part.append(artifact.block_inputs.transform(raw))
             bar.update(batch.num_rows)
     calibration, others = (np.concatenate(part) for part in parts)
     if not len(calibration) or not len(others):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from encoder.errors import DataFault
+from encoder.manifest import AUTOENCODER
 from encoder.modality import ModalityEncoders
 from encoder.schema import FeatureSchema
 from materialize.batch import open_source
@@ -192,7 +193,9 @@ def _compatibility(
     earlier = load_encoder(settings.artifacts_url, space.encoder_version)
     theirs = earlier.preprocessor.schema
     lacking = sorted(set(theirs.columns) - set(schema.columns))
-    if theirs.modality_version != schema.modality_version:
+    if earlier.manifest.model["kind"] != AUTOENCODER:
+        fault = f"its encoder is of kind {earlier.manifest.model['kind']}"
+    elif theirs.modality_version != schema.modality_version:
         fault = (
             f"its modality encoders are {theirs.modality_version}, those of the raw features are "
             f"{schema.modality_version}: no row can be read by both encoders"

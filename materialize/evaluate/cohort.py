@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,7 +19,9 @@ from scipy import sparse
 from encoder.artifact import EncoderArtifact
 from encoder.columns import RawBatch, batch_from_arrow, raw_batch
 from encoder.errors import EvaluationFault
+from encoder.preprocessing import Preprocessor
 from encoder.schema import Block, FeatureSchema
+from materialize.reader.raw import take_rows
 from transforms.layout import ACTIVITY, column
 
 __all__ = ["MOST_EVENTS", "Catalogue", "Cohort", "Histories", "LoadedEncoder"]
@@ -125,10 +128,10 @@ class Cohort:
     training : bool (n_rows,)
         Rows of training users (60 % of users, ``split.training_users``); the others are judged.
     raw : pyarrow.Table (n_rows)
-        Every column of ``schema``, named ``view__field``: what was known at the moment, null where
-        the user was not in that view.
+        Every column of ``schema`` and ``texts``, named ``view__field``: what was known at the
+        moment, null where the user was not in that view.
     schema : FeatureSchema
-        Of ``raw``, with all blocks.
+        Of ``raw``, with all blocks but tokens.
     as_of : datetime64[us] (n_rows,)
         Newest raw feature; NaT where there is none.
     n_events : int64 (n_rows,)
@@ -170,6 +173,8 @@ class Cohort:
         user_id, item (int32, position in the catalogue), ts (timestamp[us, UTC]): the newest 500
         events before the cut-off of each of ``past_users``, ordered by user, then time.
     history_sequences : Histories
+    texts : FeatureSchema or None
+        Of ``raw``, what an encoder of texts reads, where the data set has any.
     """
 
     name: str
@@ -202,6 +207,7 @@ class Cohort:
     past_users: npt.NDArray[Any]
     sequences: pa.Table
     history_sequences: Histories
+    texts: FeatureSchema | None = None
     _known: Callable[[int], Cohort] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
@@ -231,11 +237,26 @@ class Cohort:
 
         What a network that is trained for one task alone reads. Raises as ``encode``.
         """
-        parts = [
-            encoder.preprocessor.transform(batch)
-            for batch in self.batches(encoder.preprocessor.schema)
-        ]
-        return np.concatenate(parts)
+        blocks = self.blocks(encoder)
+        return np.concatenate([blocks.transform(batch) for batch in self.batches(blocks.schema)])
+
+    def blocks(self, encoder: LoadedEncoder) -> Preprocessor:
+        """Return what turns raw features into ``inputs``.
+
+        It is the encoder's own. One that reads texts has none: it is then fitted on the rows of
+        training users, over all blocks.
+        """
+        own = encoder.preprocessor
+        return own if isinstance(own, Preprocessor) else self._fitted_blocks
+
+    @cached_property
+    def _fitted_blocks(self) -> Preprocessor:
+        def known() -> Iterator[RawBatch]:
+            for k, batch in enumerate(self.batches(self.schema)):
+                kept = np.flatnonzero(self.training[k * _ROWS : (k + 1) * _ROWS])
+                yield take_rows(batch, kept)
+
+        return Preprocessor.fit(self.schema, known())
 
     def mean_vectors(self) -> Float32:
         """Return the weighted mean item vectors over the longest window, all modalities.
@@ -294,8 +315,10 @@ class Cohort:
         EvaluationFault
             As ``encode``.
         """
-        _check_readable(self.schema, schema)
         whole = self.schema
+        if schema.token_columns and self.texts is not None:
+            whole = self.texts
+        _check_readable(whole, schema)
         for start in range(0, len(self), _ROWS):
             batch = raw_batch(self.raw.slice(start, _ROWS), whole)
             yield _narrowed(batch, schema)
@@ -304,7 +327,8 @@ class Cohort:
 def _narrowed(batch: RawBatch, schema: FeatureSchema) -> RawBatch:
     """Return the columns that ``schema`` reads, as wide as it reads them (it may lack blocks)."""
     columns: dict[str, Any] = {}
-    for name, width in (schema.array_columns | schema.text_columns).items():
+    widths = schema.array_columns | schema.text_columns | schema.token_columns
+    for name, width in widths.items():
         whole: Any = batch.columns[name]
         columns[name] = replace(whole, values=whole.values[:, :width])
     for name in (*schema.as_of_columns, *schema.modality_columns):

@@ -102,10 +102,13 @@ def build_cohort(
             "Run `palate features build` first."
         )
     layout = RawLayout.of(dataset, {m.name: m.dim for m in encoders.modalities})
-    schema = layout.schema(encoders.version)
+    schema, texts = layout.schema(encoders.version), None
+    if layout.texts is not None and encoders.texts is not None and encoders.texts_version:
+        texts = layout.texts_schema(encoders.texts_version, len(encoders.texts.tokenizer.services))
     horizon = horizon_days or dataset.evaluation.horizon_days
     evaluation = dataset.evaluation.model_dump(mode="json", exclude={"horizon_days", "max_targets"})
     wanted = [_FORMAT, data, schema.to_dict(), evaluation, horizon, max_rows, seed, population]
+    wanted += [] if texts is None else [texts.to_dict()]
     fingerprint = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:12]
     folder = settings.data_dir / "evaluations" / f"cohort-{fingerprint}"
 
@@ -120,7 +123,7 @@ def build_cohort(
         )
 
     if not folder.exists():
-        made = _Builder(settings, clean, encoders, layout, schema, horizon, seed, progress)
+        made = _Builder(settings, clean, encoders, layout, schema, texts, horizon, seed, progress)
         save_cohort(made.build(fingerprint, population, max_rows), folder)
     # What was just made is read too: a repeat sees the same types and the same order.
     return replace(load_cohort(folder, encoders), _known=known_users)
@@ -136,12 +139,14 @@ class _Builder:
         encoders: ModalityEncoders,
         layout: RawLayout,
         schema: FeatureSchema,
+        texts: FeatureSchema | None,
         horizon_days: int,
         seed: int,
         progress: bool,
     ) -> None:
         self.settings, self.clean, self.encoders = settings, clean, encoders
-        self.layout, self.schema, self.horizon_days = layout, schema, horizon_days
+        self.layout, self.schema, self.texts = layout, schema, texts
+        self.horizon_days = horizon_days
         self.seed, self.progress = seed, progress
 
     def build(self, fingerprint: str, population: Population, max_rows: int) -> Cohort:
@@ -172,8 +177,9 @@ class _Builder:
             views = events.user_views(self.clean)
             past = read_past(db, self.encoders, known)
             ((data_end,),) = db.execute("SELECT getvariable('data_end')").fetchall()
-        activity = {name: found.activity[name] for name in found.activity.column_names}
-        raw = pa.table(activity | views).select(list(self.schema.columns))
+        folded = {name: found.folded[name] for name in found.folded.column_names}
+        names = [*self.schema.columns, *(self.texts.columns if self.texts else ())]
+        raw = pa.table(folded | views).select(names)
         summary, profile = _summary(self.schema, raw)
         user_id = rows["user_id"].to_numpy()
         as_of = summary.as_of.astype("datetime64[us]")
@@ -191,6 +197,7 @@ class _Builder:
             training=rows["training"].to_numpy(),
             raw=raw,
             schema=self.schema,
+            texts=self.texts,
             as_of=as_of,
             n_events=summary.n_events,
             status=summary.status,

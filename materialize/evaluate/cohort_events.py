@@ -18,11 +18,12 @@ from materialize.evaluate.cohort import MOST_EVENTS, Histories
 from materialize.evaluate.moments import sampled_events, user_hash
 from transforms.clean import CleanTables, IdType
 from transforms.engine import DAY_US, arrow_table, quoted
-from transforms.layout import ACTIVITY, ONBOARDING, PROFILE, RawLayout
+from transforms.layout import ACTIVITY, ONBOARDING, PROFILE, TEXTS, RawLayout
 from transforms.names import USER_KEY
 from transforms.stream.facts import first_after, first_at_or_after, ranges
 from transforms.stream.rows import activity_rows
 from transforms.stream.state import UserStates
+from transforms.stream.text_rows import texts_beside
 from transforms.tables import CREATED, EVENT_TIME, ViewTables, view_schema
 
 __all__ = ["CohortEvents", "Interactions", "Past", "daily_counts", "read_past"]
@@ -37,9 +38,12 @@ _NEVER = int(np.iinfo(np.int64).max)
 
 @dataclass(frozen=True, eq=False)
 class Interactions:
-    """What the rows' users did; see ``Cohort`` for each."""
+    """What the rows' users did; see ``Cohort`` for each.
 
-    activity: pa.Table
+    ``folded``: columns ``view__field`` of the raw features that are made of events.
+    """
+
+    folded: pa.Table
     history: sparse.csr_array
     future: sparse.csr_array
     history_tags: sparse.csr_array
@@ -125,12 +129,12 @@ class CohortEvents:
         latest = int(self._moments.max())
         db.execute(
             "CREATE OR REPLACE TEMP TABLE row_event AS SELECT number, user_id, item_id, ts, us, "
-            "weight, context FROM every_event JOIN row_user USING (user_id) "
+            "weight, context, service FROM every_event JOIN row_user USING (user_id) "
             f"WHERE us < {latest} + getvariable('horizon')"
         )
 
     def read(self, kinds: sparse.csr_array, known: Ints) -> Interactions:
-        """Return raw activity, histories and futures of all rows.
+        """Return raw features of events, histories and futures of all rows.
 
         Parameters
         ----------
@@ -158,8 +162,8 @@ class CohortEvents:
             np.concatenate([p.sequences.item for p in parts]),
             np.concatenate([p.sequences.ts for p in parts]),
         )
-        activity = pa.concat_tables([p.activity for p in parts])
-        return Interactions(activity=activity, sequences=sequences, **stacked, **joined)
+        folded = pa.concat_tables([p.folded for p in parts])
+        return Interactions(folded=folded, sequences=sequences, **stacked, **joined)
 
     def user_views(self, clean: CleanTables) -> dict[str, pa.ChunkedArray]:
         """Return the columns ``view__field`` of profile and onboarding, as known at the moments."""
@@ -205,7 +209,7 @@ class CohortEvents:
         """Return what the rows of the users [first, end) need."""
         events = arrow_table(
             self._db,
-            "SELECT number, user_id, item_id, ts, us, weight, context FROM row_event "
+            "SELECT number, user_id, item_id, ts, us, weight, context, service FROM row_event "
             f"WHERE number >= {first} AND number < {end} ORDER BY number, us, item_id",
         )
         row = slice(*np.searchsorted(self._number, [first, end]).tolist())
@@ -223,7 +227,7 @@ class CohortEvents:
         future = _by_item(now, until, item, np.ones(len(item), np.float32), n_all)
         inside = sparse.csr_array(future[:, known])
         return Interactions(
-            activity=self._activity(events, user, moment, first, end),
+            folded=self._folded(events, user, moment, first, end),
             history=sparse.csr_array(history[:, known]),
             future=inside.astype(np.bool_),
             history_tags=sparse.csr_array(history @ kinds),
@@ -233,15 +237,22 @@ class CohortEvents:
             sequences=_newest(begin, now, item, us, known, n_all),
         )
 
-    def _activity(
-        self, events: pa.Table, user: Ints, moment: Ints, first: int, end: int
-    ) -> pa.Table:
-        """Return the columns ``view__field`` of activity, folded in up to each moment."""
+    def _folded(self, events: pa.Table, user: Ints, moment: Ints, first: int, end: int) -> pa.Table:
+        """Return the columns ``view__field`` of activity and texts, up to each moment."""
         users = self._users.slice(first, end - first).to_pylist()
-        states = UserStates.of(users, events)
-        table = activity_rows(states, user, self._encoders, self._layout, cuts=moment)
-        names = [n for n in table.column_names if n not in (USER_KEY, EVENT_TIME, CREATED)]
-        return table.select(names).rename_columns([f"{ACTIVITY}__{name}" for name in names])
+        states = UserStates.of(users, events, services=self._layout.texts is not None)
+        activity = activity_rows(states, user, self._encoders, self._layout, cuts=moment)
+        views = {ACTIVITY: activity}
+        if self._layout.texts is not None:
+            views[TEXTS] = texts_beside(activity, states, self._encoders, self._layout)
+        return pa.table(
+            {
+                f"{view}__{name}": table[name]
+                for view, table in views.items()
+                for name in table.column_names
+                if name not in (USER_KEY, EVENT_TIME, CREATED)
+            }
+        )
 
 
 def read_past(db: duckdb.DuckDBPyConnection, encoders: ModalityEncoders, known: Ints) -> Past:

@@ -123,5 +123,5 @@ def take_rows(batch: RawBatch, rows: npt.NDArray[np.int64]) -> RawBatch:
     for name, column in batch.columns.items():
         kind: type[Any] = type(column)
         columns[name] = kind(column.values[rows], column.valid[rows])
-    users = tuple(batch.users[row] for row in rows.tolist())
+    users = tuple(batch.users[row] for row in rows.tolist()) if batch.users else ()
     return replace(batch, columns=columns, n_rows=len(rows), users=users)

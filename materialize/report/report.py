@@ -163,7 +163,8 @@ def _figures(data: ReportInput) -> dict[str, Figure]:
     found: dict[str, Figure] = {}
     if data.history:
         found["loss"] = figures.loss_figure(data.history)
-        found["blocks"] = figures.blocks_figure(data.history)
+        if "block_errors" in data.history[0]:
+            found["blocks"] = figures.blocks_figure(data.history)
     if data.probe is not None:
         found["micro"] = figures.probe_figure(data.probe, "auc_micro")
         found["macro"] = figures.probe_figure(data.probe, "auc_macro")

@@ -85,6 +85,12 @@ def plain_story(raw: Raw, tmp_path_factory: pytest.TempPathFactory) -> Story:
 
 
 @pytest.fixture(scope="session")
+def clue_story(raw: Raw, tmp_path_factory: pytest.TempPathFactory) -> Story:
+    """The same with an encoder of the contrastive kind; only read."""
+    return build_story(tmp_path_factory.mktemp("clue") / "repo", raw, END, **CLUE)
+
+
+@pytest.fixture(scope="session")
 def story(plain_story: Story) -> Story:
     """The story of most tests."""
     return plain_story

@@ -91,12 +91,15 @@ def test_tables_are_printed_and_can_be_chosen(repo: Path) -> None:
     assert "no group 'warm'" in wrong.stderr
 
 
-@pytest.mark.parametrize("models", [("--model", "popularity"), ()])
+@pytest.mark.parametrize(
+    ("kind", "models"),
+    [("plain_story", ("--model", "popularity")), ("plain_story", ()), ("clue_story", ())],
+)
 def test_whatever_was_compared_can_be_reported(
-    story: Story, tmp_path: Path, models: tuple[str, ...]
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str, models: tuple[str, ...]
 ) -> None:
     repo = tmp_path / "repo"
-    shutil.copytree(story.repo, repo)
+    shutil.copytree(request.getfixturevalue(kind).repo, repo)
     quick = ("--task", "probe", "--seeds", "1", "--resamples", "20", "--quiet")
     done = palate(repo, *quick, *models)
     assert done.exit_code == 0, done.output

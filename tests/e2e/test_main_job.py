@@ -19,22 +19,18 @@ from materialize.features import build_features
 from materialize.source import parquet_files
 from materialize.train import train_space
 from materialize.validate import validate
-from tests.e2e.conftest import CLUE, END, Raw, Story, build_story, run
+from tests.e2e.conftest import END, Story, run
 from tests.servers import feast_server
 from transforms.clean import CleanTables
 
 FEATURES = ("embedding", "as_of", "space", "encoder_version", "status", "n_events")
 
 
-@pytest.fixture(scope="module", params=["autoencoder", "clue"])
-def story(
-    request: pytest.FixtureRequest, raw: Raw, tmp_path_factory: pytest.TempPathFactory
-) -> Story:
+@pytest.fixture(scope="module", params=["plain_story", "clue_story"])
+def story(request: pytest.FixtureRequest) -> Story:
     """The main job with an encoder of each kind; every test runs over both."""
-    if request.param == "autoencoder":
-        plain: Story = request.getfixturevalue("plain_story")
-        return plain
-    return build_story(tmp_path_factory.mktemp("clue") / "repo", raw, END, **CLUE)
+    found: Story = request.getfixturevalue(request.param)
+    return found
 
 
 def _offline(story: Story) -> pd.DataFrame:

@@ -128,7 +128,7 @@ class Dlrm:
         """Train the network. Raises as every pair model does."""
         check_pairs(cohort, pairs)
         inputs = standardise(cohort.inputs(encoder), cohort.training)
-        blocks = [(b.start, b.stop) for b in encoder.block_inputs.input_slices]
+        blocks = [(b.start, b.stop) for b in cohort.blocks(encoder).input_slices]
         features, factors = item_features(cohort), self.settings.factors
 
         def make(start: int) -> DlrmNetwork:

@@ -229,7 +229,7 @@ def _read(settings: RepoSettings, cohort: Cohort) -> tuple[Any, ...]:
         events = CohortEvents(db, rows, encoders, layout, progress=False)
         found = events.read(kinds.matrix, np.flatnonzero(popularity > 0))
         views = events.user_views(clean)
-    columns = {n: found.activity[n] for n in found.activity.column_names} | views
+    columns = {n: found.folded[n] for n in found.folded.column_names} | views
     return pa.table(columns), found.history, found.history_tags, found.future_events
 
 
