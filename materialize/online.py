@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from materialize.stores.values import value_bytes
+
 if TYPE_CHECKING:
     from feast import FeatureStore, FeatureView
 
@@ -82,6 +84,9 @@ def _values(column: pa.Array) -> list[Any]:
     if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind):
         if pa.types.is_floating(kind.value_type):
             return _float_lists(column)
+        if pa.types.is_integer(kind.value_type):
+            form = "INT32_LIST" if kind.value_type.bit_width <= 32 else "INT64_LIST"
+            return [Value.FromString(content) for content in value_bytes(column, form)]
         return [
             Value() if row is None else Value(string_list_val=StringList(val=row))
             for row in column.to_pylist()
