@@ -26,7 +26,7 @@ from encoder.artifact_files import (
 )
 from encoder.columns import RawBatch
 from encoder.errors import ArtifactError
-from encoder.kinds import GRAPH, EncoderInputs, Runner, kind_of
+from encoder.kinds import GRAPH, EncoderInputs, Feed, Runner, kind_of
 from encoder.manifest import FLOAT32, FORMAT_VERSION, MANIFEST, Manifest
 from encoder.preprocessing import Preprocessor
 
@@ -283,6 +283,17 @@ class EncoderArtifact:
         """
         return self._runner(inputs, threads)
 
+    def graph_inputs(self, inputs: npt.NDArray[Any]) -> dict[str, list[Feed]]:
+        """Return what each graph is given when ``inputs`` are encoded, by file name."""
+        given: dict[str, list[Feed]] = {name: [] for name in self.graphs}
+
+        def recording(name: str, threads: int) -> _Recorder:
+            return _Recorder(self._session(name, threads), given[name])
+
+        model = self.manifest.model
+        kind_of(model).runner(recording, model, self.weights)(inputs, 1)
+        return given
+
     def encode(self, batch: RawBatch, threads: int = 1) -> Float32:
         """Return the embeddings float32 (n_rows, embedding_dim) of raw features.
 
@@ -294,6 +305,19 @@ class EncoderArtifact:
             As in ``preprocessor.transform``.
         """
         return self.encode_inputs(self.preprocessor.transform(batch), threads)
+
+
+@dataclass(frozen=True)
+class _Recorder:
+    """A session that notes what it is given."""
+
+    session: ort.InferenceSession
+    given: list[Feed]
+
+    def run(self, outputs: list[str], feed: Feed) -> list[npt.NDArray[Any]]:
+        self.given.append(feed)
+        found: list[npt.NDArray[Any]] = self.session.run(outputs, feed)
+        return found
 
 
 @dataclass(frozen=True)

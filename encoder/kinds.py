@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from encoder.artifact_files import Arrays
 from encoder.columns import RawBatch
@@ -18,7 +17,7 @@ from encoder.preprocessing import Preprocessor
 from encoder.row_summary import RowSummary
 from encoder.schema import FeatureSchema
 
-__all__ = ["GRAPH", "EncoderInputs", "EncoderKind", "Runner", "kind_of"]
+__all__ = ["GRAPH", "EncoderInputs", "EncoderKind", "Feed", "Runner", "Session", "kind_of"]
 
 Float32 = npt.NDArray[np.float32]
 
@@ -64,7 +63,18 @@ class Runner(Protocol):
         """Return the embeddings float32 (n, embedding_dim); a row's depends on that row alone."""
 
 
-Sessions = Callable[[str, int], ort.InferenceSession]
+Feed = Mapping[str, npt.NDArray[Any]]
+"""Inputs of a graph by name, the same number of rows each."""
+
+
+class Session(Protocol):
+    """A graph in memory, as ONNX Runtime has it."""
+
+    def run(self, outputs: list[str], feed: Feed) -> list[npt.NDArray[Any]]:
+        """Return the named outputs."""
+
+
+Sessions = Callable[[str, int], Session]
 """Name of a graph and number of threads -> its session."""
 
 

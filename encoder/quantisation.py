@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,14 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from encoder.alignment import cosines
 from encoder.artifact import EncoderArtifact
 from encoder.errors import ArtifactError
-from encoder.kinds import GRAPH
+from encoder.kinds import Feed
 from encoder.manifest import FLOAT32, INT8
 
 __all__ = ["EmbeddingDifference", "embedding_difference", "quantise", "quantised_graph"]
 
 Float32 = npt.NDArray[np.float32]
 
+_LAYERS = ("Gemm", "MatMul")
 _CHUNK_ROWS = 1024
 _PROOF_ROWS = 64
 
@@ -61,14 +62,14 @@ class EmbeddingDifference:
         return asdict(self)
 
 
-def quantise(artifact: EncoderArtifact, calibration: Float32) -> EncoderArtifact:
+def quantise(artifact: EncoderArtifact, calibration: npt.NDArray[Any]) -> EncoderArtifact:
     """Return an artifact with an int8 graph, of another encoder version; ``artifact`` stays.
 
     Parameters
     ----------
     artifact : EncoderArtifact
-        With a float32 graph.
-    calibration : float32 (n, n_inputs)
+        With float32 graphs.
+    calibration : array (n, n_inputs at most)
         Preprocessed rows like those to come; only the range of each layer's input is taken from
         them. Equal rows, in any order, give an equal artifact.
 
@@ -87,10 +88,13 @@ def quantise(artifact: EncoderArtifact, calibration: Float32) -> EncoderArtifact
             "expected. Quantise the encoder that it was made from.",
             encoder_version=artifact.encoder_version,
         )
+    if len(calibration) == 0:
+        raise ValueError("No calibration row was given, at least one is expected.")
+    given = artifact.graph_inputs(calibration)
     found = EncoderArtifact.build(
-        preprocessor=artifact.block_inputs,
+        preprocessor=artifact.preprocessor,
         weights=artifact.weights,
-        graphs={GRAPH: quantised_graph(artifact.onnx, calibration)},
+        graphs={name: quantised_graph(artifact.graphs[name], given[name]) for name in given},
         modality=artifact.modality,
         model={**manifest.model, "precision": INT8},
         dataset=manifest.dataset,
@@ -101,8 +105,8 @@ def quantise(artifact: EncoderArtifact, calibration: Float32) -> EncoderArtifact
         },
         created_at=datetime.now(timezone.utc),
     )
-    rows = calibration[:_PROOF_ROWS]
-    alone = np.concatenate([found.encode_inputs(rows[k : k + 1]) for k in range(len(rows))])
+    rows, other = calibration[:_PROOF_ROWS], replace(found)  # that remembers nothing yet
+    alone = np.concatenate([other.encode_inputs(rows[k : k + 1]) for k in range(len(rows))])
     if alone.tobytes() != found.encode_inputs(rows).tobytes():
         raise ArtifactError(
             "The int8 graph's embedding of a row depends on the rows beside it. Report this with "
@@ -112,7 +116,7 @@ def quantise(artifact: EncoderArtifact, calibration: Float32) -> EncoderArtifact
     return found
 
 
-def quantised_graph(graph: bytes, calibration: Float32) -> bytes:
+def quantised_graph(graph: bytes, given: Sequence[Feed]) -> bytes:
     """Return an int8 form of an encoder's graph; equal arguments give equal bytes.
 
     Weights are signed bytes with a scale for each output of a layer; the input of each layer is
@@ -122,8 +126,8 @@ def quantised_graph(graph: bytes, calibration: Float32) -> bytes:
     Parameters
     ----------
     graph : bytes
-        "inputs" float32 (n, n_inputs) -> "embedding" float32 (n, embedding_dim).
-    calibration : float32 (n, n_inputs)
+    given : sequence of mapping of str to array
+        What the graph is given in use.
 
     Raises
     ------
@@ -142,7 +146,7 @@ def quantised_graph(graph: bytes, calibration: Float32) -> bytes:
     Jacob et al. 2018, "Quantization and training of neural networks for efficient
     integer-arithmetic-only inference", section 2.
     """
-    if len(calibration) == 0:
+    if not any(len(array) for feed in given for array in feed.values()):
         raise ValueError("No calibration row was given, at least one is expected.")
     model = onnx.load_model_from_string(graph)
     with tempfile.TemporaryDirectory() as folder:
@@ -152,16 +156,20 @@ def quantised_graph(graph: bytes, calibration: Float32) -> bytes:
         quantize_static(
             prepared,
             written,
-            _Rows(calibration),
+            _Given(given),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Gemm"],
+            op_types_to_quantize=list(_LAYERS),
             per_channel=True,
             reduce_range=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
             # The next layer's input is rounded, once; a layer's output never is.
-            extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm"]},
+            extra_options={
+                "OpTypesToExcludeOutputQuantization": list(_LAYERS),
+                # Not products of two activations, which attention is made of.
+                "MatMulConstBOnly": True,
+            },
         )
         quantised = onnx.load_model(written)
     del quantised.metadata_props[:]
@@ -170,7 +178,7 @@ def quantised_graph(graph: bytes, calibration: Float32) -> bytes:
 
 
 def embedding_difference(
-    exact: EncoderArtifact, other: EncoderArtifact, inputs: Float32
+    exact: EncoderArtifact, other: EncoderArtifact, inputs: npt.NDArray[Any]
 ) -> EmbeddingDifference:
     """Return how far ``other``'s embeddings of ``inputs`` lie from those of ``exact``.
 
@@ -178,7 +186,7 @@ def embedding_difference(
     ----------
     exact, other : EncoderArtifact
         Of the same preprocessing.
-    inputs : float32 (n, n_inputs), n >= 1
+    inputs : array (n, n_inputs at most), n >= 1
     """
     reference = exact.encode_inputs(inputs).astype(np.float64)  # (n, embedding_dim)
     found = other.encode_inputs(inputs).astype(np.float64)
@@ -193,14 +201,15 @@ def embedding_difference(
     )
 
 
-class _Rows(CalibrationDataReader):  # type: ignore[misc]
-    """Hands the calibration rows to ONNX Runtime, a part at a time."""
+class _Given(CalibrationDataReader):  # type: ignore[misc]
+    """Hands what a graph is given to ONNX Runtime, a part at a time."""
 
-    def __init__(self, rows: Float32) -> None:
-        self._parts: Iterator[Float32] = iter(
-            rows[start : start + _CHUNK_ROWS] for start in range(0, len(rows), _CHUNK_ROWS)
+    def __init__(self, given: Sequence[Feed]) -> None:
+        self._parts: Iterator[Feed] = (
+            {name: array[start : start + _CHUNK_ROWS] for name, array in feed.items()}
+            for feed in given
+            for start in range(0, len(next(iter(feed.values()))), _CHUNK_ROWS)
         )
 
-    def get_next(self) -> dict[str, Float32] | None:
-        part = next(self._parts, None)
-        return None if part is None else {"inputs": part}
+    def get_next(self) -> Feed | None:
+        return next(self._parts, None)

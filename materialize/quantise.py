@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,6 @@ __all__ = ["QUANTISED_FACT", "QuantisationReport", "quantise_space"]
 
 _log = logging.getLogger(__name__)
 
-Float32 = npt.NDArray[np.float32]
 
 QUANTISED_FACT = "quantised_from"
 """Fact of an int8 space: the encoder version that it was made from."""
@@ -125,7 +124,7 @@ def quantise_space(
     source = open_source(
         store,
         settings,
-        artifact.block_inputs.schema,
+        artifact.preprocessor.schema,
         end=datetime.fromisoformat(artifact.manifest.data_cutoff),
     )
     for known in ledger.spaces():
@@ -157,7 +156,7 @@ def _quantised(
     figures = {
         "calibration_rows": len(calibration),
         "error": error.to_dict(),
-        "graph_bytes": {"float32": len(artifact.onnx), "int8": len(found.onnx)},
+        "graph_bytes": {"float32": _bytes(artifact), "int8": _bytes(found)},
     }
     version, origin = found.encoder_version, space.encoder_version
     if dry_run:
@@ -190,13 +189,12 @@ def _refuse(space: Space) -> None:
 
 def _inputs(
     artifact: EncoderArtifact, source: RawSource, rows: int, *, progress: bool
-) -> tuple[Float32, Float32]:
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Return the encoder's inputs of some users as of the cut-off, and of as many others."""
-    schema = artifact.block_inputs.schema
+    schema = artifact.preprocessor.schema
     users = source.count()
     share = min(0.5, rows / max(users, 1))
-    none = np.zeros((0, artifact.block_inputs.n_inputs), np.float32)
-    parts: list[list[Float32]] = [[none], [none]]
+    parts: list[list[npt.NDArray[Any]]] = [[], []]
     with tqdm(total=users, desc="inputs", unit="row", disable=not progress) as bar:
         for batch in source.batches():
             ids = batch.column(USER_KEY).to_numpy(zero_copy_only=False)
@@ -204,15 +202,26 @@ def _inputs(
             for k, part in enumerate(parts):
                 chosen = (draw >= k * share) & (draw < (k + 1) * share)
                 raw = raw_batch(batch.filter(pa.array(chosen)), schema, USER_KEY)
-                part.append(artifact.block_inputs.transform(raw))
+                part.append(artifact.preprocessor.transform(raw))
             bar.update(batch.num_rows)
-    calibration, others = (np.concatenate(part) for part in parts)
+    calibration, others = map(_stacked, parts)
     if not len(calibration) or not len(others):
         raise DataFault(
             f"{users} user(s) have raw features before the cut-off {source.end.isoformat()}, too "
             "few to take ranges from and to measure with. Build the features of more users."
         )
     return calibration, others
+
+
+def _stacked(parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Return matrices on top of each other, filled up with zeros to the widest."""
+    width = max((part.shape[1] for part in parts), default=0)
+    wide = [np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in parts]
+    return np.concatenate(wide) if wide else np.zeros((0, 0), np.float32)
+
+
+def _bytes(artifact: EncoderArtifact) -> int:
+    return sum(map(len, artifact.graphs.values()))
 
 
 def _report(space: Space, *, new: bool) -> QuantisationReport:

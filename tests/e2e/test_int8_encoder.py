@@ -9,18 +9,23 @@ import numpy.typing as npt
 import pytest
 
 from encoder.alignment import cosines
+from encoder.manifest import AUTOENCODER, CLUE, NETWORKS
 from materialize.batch import materialize_space
 from materialize.compare import compare_views, sample_users
 from materialize.lineage import diff_spaces
 from materialize.quantise import quantise_space
+from tests.e2e import conftest
 from tests.e2e.conftest import END, Raw, Story, apply, build_story
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def quantised(raw: Raw, tmp_path_factory: pytest.TempPathFactory) -> Story:
-    story = build_story(tmp_path_factory.mktemp("int8") / "repo", raw, END)
+@pytest.fixture(scope="module", params=[AUTOENCODER, CLUE])
+def quantised(
+    request: pytest.FixtureRequest, raw: Raw, tmp_path_factory: pytest.TempPathFactory
+) -> Story:
+    kind = conftest.CLUE if request.param == CLUE else {}
+    story = build_story(tmp_path_factory.mktemp("int8") / "repo", raw, END, **kind)
     context = story.context
     where = (context.store, context.settings, context.ledger)
     report = quantise_space(*where, 1, progress=False)
@@ -58,7 +63,8 @@ def test_the_diff_of_both_spaces_is_the_quantisation_alone(quantised: Story) -> 
     diff = diff_spaces(quantised.context.settings, ledger.space(1), ledger.space(2))
     (change,) = diff.changes
     assert (change.part, change.settings["precision"]) == ("quantisation", (None, "int8"))
-    assert {"autoencoder", "preprocessing", "input schema"} <= set(diff.same)
+    assert {"preprocessing", "input schema"} <= set(diff.same)
+    assert set(NETWORKS.values()) & set(diff.same)
 
 
 def test_vectors_lie_as_near_to_the_float32_space_as_the_record_says(quantised: Story) -> None:

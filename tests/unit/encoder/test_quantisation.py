@@ -26,13 +26,14 @@ from encoder.autoencoder import AutoencoderConfig, DenoisingAutoencoder
 from encoder.errors import ArtifactError
 from encoder.export import export_artifact
 from encoder.kinds import GRAPH
+from encoder.manifest import CLUE
 from encoder.parts import artifact_parts
 from encoder.preprocessing import Preprocessor
 from encoder.quantisation import embedding_difference, quantise, quantised_graph
 from encoder.store import ArtifactStore
 from encoder.training import TrainingConfig, TrainingResult
 from tests.chains import build_artifact, fit_encoders
-from tests.encoders import SCHEMA, WHEN, VectorState, tiny_artifact
+from tests.encoders import CLUE_SCHEMA, SCHEMA, WHEN, VectorState, tiny, tiny_artifact
 from tests.strategies import batches, random_batch, take
 
 ROOT = Path(__file__).parents[3]
@@ -204,8 +205,10 @@ def test_an_int8_version_changes_with_its_graph(int8: EncoderArtifact) -> None:
 def test_equal_rows_in_any_order_give_equal_bytes_and_other_ranges_do_not() -> None:
     exact = tiny_artifact()
     rows = _rows(exact, 2500)
-    assert quantised_graph(exact.onnx, rows) == quantised_graph(exact.onnx, rows[::-1])
-    assert quantised_graph(exact.onnx, rows) != quantised_graph(exact.onnx, rows * 2)
+    graph = quantised_graph(exact.onnx, [{"inputs": rows}])
+    assert graph == quantised_graph(exact.onnx, [{"inputs": rows[::-1]}])
+    assert graph == quantised_graph(exact.onnx, [{"inputs": rows[:9]}, {"inputs": rows[9:]}])
+    assert graph != quantised_graph(exact.onnx, [{"inputs": rows * 2}])
 
 
 _SERVE = """
@@ -274,7 +277,7 @@ def test_no_calibration_row_is_refused() -> None:
 def test_a_graph_that_looks_at_other_rows_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def dynamic(graph: bytes, _: Float32) -> bytes:
+    def dynamic(graph: bytes, _: object) -> bytes:
         return _dynamic(graph, tmp_path)
 
     exact = tiny_artifact()
@@ -332,3 +335,55 @@ def test_threads_that_come_first_together_share_one_session(
         worker.join(timeout=30)
     assert len(made) == 1
     assert [one.tobytes() for one in found] == [expected.tobytes()] * 8
+
+
+# --- the contrastive kind
+
+
+@pytest.fixture(scope="module")
+def texts() -> tuple[EncoderArtifact, EncoderArtifact]:
+    exact = tiny(CLUE)
+    return exact, quantise(exact, exact.preprocessor.transform(random_batch(CLUE_SCHEMA, 300)))
+
+
+def test_both_graphs_of_an_encoder_of_texts_have_an_int8_form(
+    texts: tuple[EncoderArtifact, EncoderArtifact],
+) -> None:
+    exact, int8 = texts
+    assert int8.encoder_version != exact.encoder_version
+    assert int8.manifest.precision == "int8"
+    for name, graph in int8.graphs.items():
+        arrays = [
+            onnx.numpy_helper.to_array(tensor)
+            for tensor in onnx.load_model_from_string(graph).graph.initializer
+        ]
+        weights = [a for a in arrays if a.dtype == np.int8 and a.ndim == 2]
+        # Four products of a layer; the service's projection.
+        assert len(weights) == (4 if name == "items.onnx" else 5)
+    rows = exact.preprocessor.transform(random_batch(CLUE_SCHEMA, 400, seed=8))
+    found = embedding_difference(exact, int8, rows[(rows != 0).any(axis=1)])
+    # Initial weights, 8 numbers: errors of a trained encoder are measured on its own users.
+    assert 0.0 < found.cosine_error_mean < 5e-3
+    assert found.cosine_error_max < 5e-2
+
+
+@given(st.data())
+def test_an_int8_encoder_of_texts_answers_a_row_alike_in_any_company(
+    texts: tuple[EncoderArtifact, EncoderArtifact], data: st.DataObject
+) -> None:
+    _, int8 = texts
+    batch = data.draw(batches(CLUE_SCHEMA, min_rows=2))
+    whole = int8.encode(batch)
+    for row in range(batch.n_rows):
+        alone = replace(int8).encode(take(batch, slice(row, row + 1)))
+        np.testing.assert_allclose(alone[0], whole[row], rtol=0, atol=1e-6)
+
+
+def test_int8_graphs_of_texts_survive_a_store(
+    texts: tuple[EncoderArtifact, EncoderArtifact],
+) -> None:
+    _, int8 = texts
+    files = int8.files()
+    again = EncoderArtifact.from_files(files, files.__getitem__, int8.encoder_version)
+    batch = random_batch(CLUE_SCHEMA, 50, seed=2)
+    assert np.array_equal(again.encode(batch), int8.encode(batch))
