@@ -24,6 +24,10 @@ __all__ = ["evaluate_command"]
     help="Compare with this baseline only; repeatable. Default: all.",
 )  # fmt: skip
 @click.option(
+    "--beside", multiple=True, type=int, metavar="N",
+    help="Judge space N on the same users, too, under the same heads; repeatable.",
+)  # fmt: skip
+@click.option(
     "--seeds", type=click.IntRange(1), default=SEEDS, show_default=True,
     help="Number of seeds, from 0 on, of fits and samples.",
 )  # fmt: skip
@@ -46,6 +50,7 @@ def evaluate_command(
     space: int | None,
     tasks: tuple[str, ...],
     models: tuple[str, ...],
+    beside: tuple[int, ...],
     seeds: int,
     max_rows: int,
     resamples: int,
@@ -63,7 +68,7 @@ def evaluate_command(
     """
     from encoder.errors import EvaluationFault
     from materialize.context import Context
-    from materialize.evaluate.models.registry import MODELS
+    from materialize.evaluate.models.registry import MODELS, of_space
     from materialize.evaluate.run import chosen_tasks, evaluate, space_folder
     from materialize.evaluate.table import markdown
     from materialize.results import save_evaluation
@@ -81,11 +86,13 @@ def evaluate_command(
     context = Context(repo)
     settings, chosen = context.settings, context.ledger.space(space)
     folder = space_folder(settings, chosen)
+    others = [context.ledger.space(number) for number in dict.fromkeys(beside)]
     if dry_run:
         print_json(
             {
                 "space": chosen.number,
                 "encoder_version": chosen.encoder_version,
+                "beside": [other.number for other in others],
                 "tasks": names,
                 "left_out": left_out,
                 "seeds": list(range(seeds)),
@@ -101,6 +108,10 @@ def evaluate_command(
         folder=folder,
         tasks=tasks or None,
         models=models or None,
+        beside={
+            of_space(other.number): load_encoder(settings.artifacts_url, other.encoder_version)
+            for other in others
+        },
         seeds=range(seeds),
         max_rows=max_rows,
         n_resamples=resamples,
@@ -108,13 +119,13 @@ def evaluate_command(
         progress=not quiet,
         facts={
             "space": chosen.number,
-            "command": _command(chosen.number, tasks, models, seeds, max_rows, resamples),
+            "command": _command(chosen.number, tasks, models, beside, seeds, max_rows, resamples),
         },
     )
     if not result.units:
         raise EvaluationFault(f"No task can run here: {result.summary['tasks']}.")
     probe = result.summary["tasks"].get("probe", {})
-    if "details" in probe and not models:
+    if "details" in probe and not models and not beside:
         # What the report of the space shows of the probe, as `palate demo` leaves it.
         save_evaluation(settings, chosen, probe["details"]["report"])
     if as_json:
@@ -131,6 +142,7 @@ def _command(
     space: int,
     tasks: tuple[str, ...],
     models: tuple[str, ...],
+    beside: tuple[int, ...],
     seeds: int,
     max_rows: int,
     resamples: int,
@@ -139,6 +151,7 @@ def _command(
     words = ["palate evaluate", f"--space {space}"]
     words += [f"--task {name}" for name in tasks]
     words += [f"--model {name}" for name in models]
+    words += [f"--beside {number}" for number in beside]
     given = {"seeds": seeds, "max-rows": max_rows, "resamples": resamples}
     default = {option.name: option.default for option in evaluate_command.params}
     words += [

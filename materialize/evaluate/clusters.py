@@ -139,7 +139,7 @@ class ClustersTask:
             {name: int(likeness.known.sum()) for name, likeness in setting.likenesses.items()},
         )
         found: list[Measurement] = []
-        for name in _names(models, progress):
+        for name in _names(cohort, models, progress):
             vectors = _vectors(name, cohort, encoder, seed)
             found += _judge(name, vectors[setting.rows], cohort, setting, seed)
             progress.step(f"clusters: {name}")
@@ -290,9 +290,9 @@ def _judge(
     ]
 
 
-def _names(models: Sequence[str] | None, progress: Progress) -> Iterator[str]:
+def _names(cohort: Cohort, models: Sequence[str] | None, progress: Progress) -> Iterator[str]:
     wanted = None if models is None else [EMBEDDING, *(name for name in models if name != RANDOM)]
-    names, left_out = choose("vectors", wanted)
+    names, left_out = choose("vectors", wanted, cohort.others)
     for name, reason in left_out.items():
         progress.skip(name, reason)
     yield from names

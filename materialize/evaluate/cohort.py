@@ -175,6 +175,8 @@ class Cohort:
     history_sequences : Histories
     texts : FeatureSchema or None
         Of ``raw``, what an encoder of texts reads, where the data set has any.
+    others : mapping of str to LoadedEncoder
+        Encoders of other spaces that are judged beside, by the names of their models.
     """
 
     name: str
@@ -208,6 +210,7 @@ class Cohort:
     sequences: pa.Table
     history_sequences: Histories
     texts: FeatureSchema | None = None
+    others: Mapping[str, LoadedEncoder] = field(default_factory=dict)
     _known: Callable[[int], Cohort] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
@@ -300,7 +303,7 @@ class Cohort:
             raise EvaluationFault(
                 f"Cohort {self.name!r} knows its own rows only. Make it with build_cohort."
             )
-        return self._known(horizon_days or self.horizon_days)
+        return replace(self._known(horizon_days or self.horizon_days), others=self.others)
 
     def batches(self, schema: FeatureSchema) -> Iterator[RawBatch]:
         """Yield the raw rows as a schema reads them, 4,096 at a time.

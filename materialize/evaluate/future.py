@@ -94,7 +94,8 @@ class FutureTask:
         progress: Progress,
     ) -> list[Measurement]:
         """Return the figures of the embedding and of the baselines; see ``Task.measure``."""
-        names, skipped = choose("pairs", None if models is None else [EMBEDDING, *models])
+        wanted = None if models is None else [EMBEDDING, *models]
+        names, skipped = choose("pairs", wanted, cohort.others)
         for name, reason in skipped.items():
             progress.skip(name, reason)
         questions = []

@@ -83,6 +83,8 @@ class ProbeTask:
         features = {EMBEDDING: cohort.encode(encoder)}
         if RAW_POOLED in wanted:
             features[RAW_POOLED] = _pooled(cohort)
+        for name, other in cohort.others.items():
+            features[name] = cohort.encode(other)
         if RAW_INPUTS in wanted:
             features[RAW_INPUTS] = cohort.inputs(encoder)
         fitted = probe_scores(

@@ -169,7 +169,8 @@ class RankingTask:
                 "items": len(cohort.catalogue),
             },
         )
-        names, left_out = choose("ranking", None if models is None else [EMBEDDING, *models])
+        wanted = None if models is None else [EMBEDDING, *models]
+        names, left_out = choose("ranking", wanted, cohort.others)
         for name, reason in left_out.items():
             progress.skip(name, reason)
         found: list[Measurement] = []

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -106,6 +106,7 @@ def evaluate(
     folder: Path,
     tasks: Sequence[str] | None = None,
     models: Sequence[str] | None = None,
+    beside: Mapping[str, EncoderArtifact] | None = None,
     seeds: Sequence[int] = tuple(range(SEEDS)),
     max_rows: int = MAX_ROWS,
     n_resamples: int = RESAMPLES,
@@ -129,6 +130,9 @@ def evaluate(
         summary with their reason.
     models : sequence of str, optional
         Baselines to run; default: all.
+    beside : mapping of str to EncoderArtifact, optional
+        Encoders of other spaces, under the names of `models.registry.of_space`: judged on the same
+        users, under the same heads. Tasks ``beyond`` and ``cost`` leave them out.
     seeds : sequence of int
     max_rows, n_resamples : int
         Of the cohort, see ``build_cohort``; of the users, for intervals.
@@ -151,7 +155,11 @@ def evaluate(
 
     names, left_out = chosen_tasks(tasks)
     cohort = build_cohort(settings, max_rows=max_rows, progress=progress)
+    others = dict(beside or {})
+    cohort = replace(cohort, others=others)
     leaks = check_leaks(cohort, encoder)
+    for other in others.values():
+        check_leaks(cohort, other)
     runnable: list[Task] = []
     for name in names:
         task = load_task(name, settings)
@@ -163,6 +171,7 @@ def evaluate(
         else:
             left_out[name] = why
     wanted = folder / _key(encoder, cohort, models, n_resamples)
+    told = {name: other.encoder_version for name, other in others.items()}
     units, measured = measure_units(
         cohort,
         encoder,
@@ -181,6 +190,7 @@ def evaluate(
             "encoder_version": encoder.encoder_version,
             "embedding_dim": encoder.manifest.embedding_dim,
             **(facts or {}),
+            **({"beside": told} if told else {}),
             "cohort": cohort_facts(cohort),
             "leaks": leaks.to_dict(),
             "seeds": list(seeds),
@@ -308,6 +318,10 @@ class _Told(Progress):
         self._bar.set_postfix_str(f"{done}, {self._where}")
 
 
+def _versions(cohort: Cohort) -> list[list[str]]:
+    return sorted([name, other.encoder_version] for name, other in cohort.others.items())
+
+
 def _key(
     encoder: EncoderArtifact, cohort: Cohort, models: Sequence[str] | None, n_resamples: int
 ) -> str:
@@ -320,6 +334,8 @@ def _key(
             cohort.fingerprint,
             n_resamples,
             None if models is None else sorted(models),
+            # Only where there are some, so that figures without keep their names.
+            *([versions] if (versions := _versions(cohort)) else []),
         ]
     )
     return hashlib.blake2b(content.encode(), digest_size=6).hexdigest()

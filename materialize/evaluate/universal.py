@@ -292,7 +292,8 @@ def _representations(
     models: Sequence[str] | None,
     progress: Progress,
 ) -> Iterator[tuple[str, Float32]]:
-    names, left_out = choose("vectors", None if models is None else [EMBEDDING, *models])
+    asked = None if models is None else [EMBEDDING, *models]
+    names, left_out = choose("vectors", asked, known.others)
     for name, reason in left_out.items():
         progress.skip(name, reason)
     for name in names:

@@ -110,6 +110,11 @@ def embedding() -> PairModel:
     return _head("embedding")
 
 
+def of_space(name: str) -> PairModel:
+    """Return the light head on the embedding of another space."""
+    return _head(name)
+
+
 def mean_vectors() -> PairModel:
     """Return the light head on mean item vectors."""
     return _head("mean_vectors")

@@ -196,6 +196,11 @@ def embedding() -> FullRanker:
     return _head("embedding")
 
 
+def of_space(name: str) -> FullRanker:
+    """Return the ranking head on the embedding of another space."""
+    return _head(name)
+
+
 def mean_vectors() -> FullRanker:
     """Return the ranking head on mean item vectors."""
     return _head("mean_vectors")

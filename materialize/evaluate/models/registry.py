@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -18,6 +19,7 @@ __all__ = [
     "full_ranker",
     "missing",
     "models_for",
+    "of_space",
     "pair_model",
     "user_model",
 ]
@@ -47,6 +49,8 @@ class ModelInfo:
     factories: dict[str, str]
     needs: tuple[str, str] | None = None
 
+
+_SPACE = re.compile(r"space_\d+")
 
 _IMPLICIT = ("implicit", "evaluate")
 _PTLS = ("ptls", "coles")
@@ -179,7 +183,14 @@ def models_for(kind: Kind) -> list[str]:
     return [name for name, info in MODELS.items() if kind in info.factories]
 
 
-def choose(kind: Kind, names: Sequence[str] | None = None) -> tuple[list[str], dict[str, str]]:
+def of_space(number: int) -> str:
+    """Return the name of the model that is another space's embedding, read by the light head."""
+    return f"space_{number}"
+
+
+def choose(
+    kind: Kind, names: Sequence[str] | None = None, spaces: Collection[str] = ()
+) -> tuple[list[str], dict[str, str]]:
     """Return the models to run, and the others with the reason why they are left out.
 
     Parameters
@@ -187,6 +198,8 @@ def choose(kind: Kind, names: Sequence[str] | None = None) -> tuple[list[str], d
     kind : Kind
     names : sequence of str, optional
         None: all. Names of models of another kind are left out silently: one list serves all tasks.
+    spaces : collection of str
+        Names of other spaces (`of_space`), which come last whatever ``names`` are.
 
     Raises
     ------
@@ -197,10 +210,18 @@ def choose(kind: Kind, names: Sequence[str] | None = None) -> tuple[list[str], d
     for name in names or ():
         _info(name)
     reasons = {name: why for name in wanted if (why := missing(name)) is not None}
-    return [name for name in wanted if name not in reasons], reasons
+    return [*(name for name in wanted if name not in reasons), *spaces], reasons
 
 
 def _info(name: str) -> ModelInfo:
+    if _SPACE.fullmatch(name):
+        title = f"Embedding of {name.replace('_', ' ')}, light head"
+        made = {
+            "vectors": "vectors:of_space",
+            "pairs": "head:of_space",
+            "ranking": "ranking_head:of_space",
+        }
+        return ModelInfo(title, False, made)
     if name not in MODELS:
         raise ValueError(f"Unknown model {name!r}. Known: {', '.join(sorted(MODELS))}.")
     return MODELS[name]
@@ -222,7 +243,7 @@ def _make(name: str, kind: Kind) -> Any:
     if reason is not None:
         raise ImportError(f"Model {name!r} needs a library: {reason}.")
     module, function = factory.split(":")
-    make: Callable[[], Any] = getattr(
+    make: Callable[..., Any] = getattr(
         importlib.import_module(f"materialize.evaluate.models.{module}"), function
     )
-    return make()
+    return make(name) if _SPACE.fullmatch(name) else make()

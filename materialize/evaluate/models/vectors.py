@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from encoder.artifact import EncoderArtifact
     from materialize.evaluate.cohort import Cohort
 
-__all__ = ["embedding", "mean_vectors", "raw_inputs"]
+__all__ = ["embedding", "mean_vectors", "of_space", "raw_inputs"]
 
 Float32 = npt.NDArray[np.float32]
 
@@ -34,6 +34,11 @@ class _Read:
 def embedding() -> UserModel:
     """Return the embedding of the encoder that is judged."""
     return _Read("embedding", lambda cohort, encoder: cohort.encode(encoder))
+
+
+def of_space(name: str) -> UserModel:
+    """Return the embedding of another space, one of ``Cohort.others``."""
+    return _Read(name, lambda cohort, _: cohort.encode(cohort.others[name]))
 
 
 def mean_vectors() -> UserModel:
