@@ -111,7 +111,8 @@ class ClueRunner:
             made = self._new_items(keys[new].view(np.int32).reshape(len(new), -1), threads)
             vectors[new] = made
             with self._lock:
-                self._kept.update(zip((named[k] for k in new), made, strict=True))
+                for k, vector in zip(new, made, strict=True):
+                    self._kept[named[k]] = vector.copy()  # a view would keep its whole batch
                 while len(self._kept) > _KEPT_ITEMS:
                     self._kept.popitem(last=False)
         return vectors

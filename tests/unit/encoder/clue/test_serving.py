@@ -119,6 +119,8 @@ def test_items_met_before_are_not_encoded_again(
     fresh.encode(_batch([other]))  # these three take the place of the two
     fresh.encode(_batch([first]))
     assert asked == [2, 3, 2]
+    kept = fresh._runner._kept.values()  # type: ignore[attr-defined]
+    assert [vector.base for vector in kept] == [None] * 3, "what is kept holds no batch alive"
 
 
 def test_more_rows_than_a_run_takes_are_encoded_in_order(artifact: EncoderArtifact) -> None:
