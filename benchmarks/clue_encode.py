@@ -44,6 +44,7 @@ from tests.strategies import take
 from transforms.clean import CleanTables
 from transforms.layout import TEXTS
 from transforms.names import USER_KEY
+from transforms.texts import texts_schema
 
 SEED = 0
 _SINGLES = 300
@@ -57,10 +58,7 @@ def prepare(folder: Path) -> tuple[Path, FeatureSchema, ModalityEncoders]:
     clean = CleanTables(settings.data_dir)
     build_features(settings.dataset, clean, settings.features_dir, progress=False)
     encoders = current_modalities(settings.features_dir)
-    assert encoders.texts is not None
-    schema = layout_of(settings, encoders).texts_schema(
-        str(encoders.texts_version), len(encoders.texts.tokenizer.services)
-    )
+    schema = texts_schema(layout_of(settings, encoders), encoders)
     table = pq.read_table(settings.features_dir / TEXTS)
     table = table.sort_by([(USER_KEY, "ascending"), ("event_timestamp", "ascending")])
     user = table[USER_KEY].to_numpy()

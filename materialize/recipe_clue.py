@@ -11,10 +11,11 @@ from encoder.errors import DataFault
 from materialize.batch import open_source
 from materialize.config import CONFIG_FILE, RepoSettings
 from materialize.features import current_modalities
-from materialize.recipes import tupled
+from materialize.recipes import refused_config, tupled
 from materialize.training_rows import layout_of, write_rows
 from transforms.layout import TextLayout
 from transforms.names import USER_KEY
+from transforms.texts import texts_schema
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -58,12 +59,11 @@ class ClueRecipe:
             )
         self._config = clue_config(settings, layout.texts)
         self.embedding_dim = self._config.model.embedding_dim
-        services = self._texts.tokenizer.services
-        self.schema = layout.texts_schema(self.modalities.texts_version or "", len(services))
+        self.schema = texts_schema(layout, self.modalities)
         end = settings.dataset.evaluation.cutoff
         self.source = open_source(store, settings, self.schema, end=end)
         self.decisive: Mapping[str, Any] = {"kind": "clue"} | asdict(self._config)
-        self.facts: Mapping[str, Any] = {"services": list(services)}
+        self.facts: Mapping[str, Any] = {"services": list(self._texts.tokenizer.services)}
 
     def write(self, path: Path, *, progress: bool) -> int:
         """Write the newest row of each user; see `materialize.recipes.Recipe`."""
@@ -140,7 +140,4 @@ def clue_config(settings: RepoSettings, texts: TextLayout) -> ClueTrainingConfig
             fields["chunks"] = Chunks(**fields["chunks"])
         return ClueTrainingConfig(model=model, **fields)
     except (TypeError, ValueError) as exc:
-        raise DataFault(
-            f"{settings.repo / CONFIG_FILE}, {part}: {exc} Correct the field: "
-            "docs/configuration.md lists them."
-        ) from exc
+        raise refused_config(settings, part, exc) from exc

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from encoder.compatibility import Compatibility
     from encoder.training import TrainingConfig
 
-__all__ = ["Recipe", "recipe_of", "training_config", "tupled"]
+__all__ = ["Recipe", "recipe_of", "refused_config", "training_config", "tupled"]
 
 
 class Recipe(Protocol):
@@ -168,10 +168,15 @@ def training_config(settings: RepoSettings) -> TrainingConfig:
         part = "training"
         return TrainingConfig(model=model, **tupled(seed | settings.file.training))
     except (TypeError, ValueError) as exc:
-        raise DataFault(
-            f"{settings.repo / CONFIG_FILE}, {part}: {exc} Correct the field: "
-            "docs/configuration.md lists them."
-        ) from exc
+        raise refused_config(settings, part, exc) from exc
+
+
+def refused_config(settings: RepoSettings, part: str, fault: Exception) -> DataFault:
+    """Return the error of a section of ``palate.yaml`` that a configuration does not take."""
+    return DataFault(
+        f"{settings.repo / CONFIG_FILE}, {part}: {fault} Correct the field: "
+        "docs/configuration.md lists them."
+    )
 
 
 def _compatibility(

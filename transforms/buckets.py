@@ -40,7 +40,7 @@ _RANKS = 2**32
 _ENTRY_BYTES = 120
 """Peak memory of one (user, day, item) row while its partition is computed (measured)."""
 _EVENT_BYTES = 100
-"""The same of one event with its service: four columns, ordered twice."""
+"""The same of one event with its service: four columns, ordered twice (an estimate)."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from encoder.clue.tokenizer import PAD, UNKNOWN_SERVICE
 from encoder.errors import DataFault
 from encoder.item_texts import ItemTexts
 from encoder.modality import ModalityEncoders
+from encoder.schema import FeatureSchema
 from transforms.buckets import changes
 from transforms.engine import DAY_US
 from transforms.layout import ACTIVITY, COUNTS_PER_WINDOW, TEXTS, RawLayout, TextLayout, field
@@ -22,7 +23,7 @@ from transforms.stream.facts import first_after, first_at_or_after, ranges
 from transforms.tables import EVENT_TIME
 from transforms.windows import list_array
 
-__all__ = ["ONLY_SERVICE", "TextEvents", "text_rows", "text_tables"]
+__all__ = ["ONLY_SERVICE", "TextEvents", "text_rows", "text_tables", "texts_schema"]
 
 Ints = npt.NDArray[np.int64]
 Tokens = npt.NDArray[np.int32]
@@ -58,6 +59,18 @@ class TextEvents:
     item: Ints
     service: Ints
     services: tuple[str, ...]
+
+
+def texts_schema(layout: RawLayout, encoders: ModalityEncoders) -> FeatureSchema:
+    """Return what the contrastive encoder reads of raw features that these encoders made.
+
+    Raises
+    ------
+    DataFault
+        The layout, or the encoders, have no texts, or texts of another length.
+    """
+    _, texts, version = _checked(layout, encoders)
+    return layout.texts_schema(version, len(texts.tokenizer.services))
 
 
 def text_tables(
@@ -131,7 +144,7 @@ def text_rows(
     DataFault
         The encoders know no texts, or of another length.
     """
-    limits, texts = _checked(layout, encoders)
+    limits, texts, version = _checked(layout, encoders)
     as_of = activity[field(ACTIVITY, "as_of")].to_numpy()
     grouped = _Grouped.of(events, texts)
     first_day = as_of // DAY_US - max(layout.windows) + 1
@@ -147,7 +160,7 @@ def text_rows(
             field(TEXTS, "tokens"): pa.chunked_array(parts, pa.list_(pa.int32())),
             field(TEXTS, "count"): _counts(activity, layout),
             field(TEXTS, "as_of"): activity[field(ACTIVITY, "as_of")],
-            field(TEXTS, "modality"): pa.repeat(encoders.texts_version, len(as_of)),
+            field(TEXTS, "modality"): pa.repeat(version, len(as_of)),
             EVENT_TIME: activity[EVENT_TIME],
         }
     )
@@ -216,12 +229,18 @@ def _counts(activity: pa.Table, layout: RawLayout) -> pa.Array:
     return list_array(wide[:, at : at + 1])
 
 
-def _checked(layout: RawLayout, encoders: ModalityEncoders) -> tuple[TextLayout, ItemTexts]:
-    limits, texts = layout.texts, encoders.texts
-    if limits is None or texts is None or texts.tokenizer.max_tokens != limits.max_item_tokens:
-        given = "none" if texts is None else f"items of {texts.tokenizer.max_tokens} tokens"
-        raise DataFault(
-            f"Texts ({given}) of item vectors {encoders.version} do not fit the layout ({limits}). "
-            "Run `palate features build`."
-        )
-    return limits, texts
+def _checked(layout: RawLayout, encoders: ModalityEncoders) -> tuple[TextLayout, ItemTexts, str]:
+    limits, texts, version = layout.texts, encoders.texts, encoders.texts_version
+    if (
+        limits is not None
+        and texts is not None
+        and version is not None
+        and texts.tokenizer.max_tokens == limits.max_item_tokens
+    ):
+        return limits, texts, version
+    given = "none" if texts is None else f"items of {texts.tokenizer.max_tokens} tokens"
+    raise DataFault(
+        f"Texts ({given}) of item vectors {encoders.version} do not fit the layout "
+        f"({limits or 'none'}). Name `texts` in dataset.yaml, then run `palate features build` and "
+        "`feast apply`."
+    )

@@ -32,6 +32,7 @@ from materialize.features import current_data_fingerprint, current_modalities
 from transforms.clean import CleanTables
 from transforms.engine import DAY_US
 from transforms.layout import ONBOARDING, RawLayout, column
+from transforms.texts import texts_schema
 
 __all__ = ["build_cohort"]
 
@@ -102,9 +103,8 @@ def build_cohort(
             "Run `palate features build` first."
         )
     layout = RawLayout.of(dataset, {m.name: m.dim for m in encoders.modalities})
-    schema, texts = layout.schema(encoders.version), None
-    if layout.texts is not None and encoders.texts is not None and encoders.texts_version:
-        texts = layout.texts_schema(encoders.texts_version, len(encoders.texts.tokenizer.services))
+    schema = layout.schema(encoders.version)
+    texts = None if layout.texts is None else texts_schema(layout, encoders)
     horizon = horizon_days or dataset.evaluation.horizon_days
     evaluation = dataset.evaluation.model_dump(mode="json", exclude={"horizon_days", "max_targets"})
     wanted = [_FORMAT, data, schema.to_dict(), evaluation, horizon, max_rows, seed, population]

@@ -14,6 +14,7 @@ from materialize.stores.wire_tokens import token_lists
 from materialize.stream.targets import StoredView, StreamTargets
 from transforms.layout import ACTIVITY, PROFILE, TEXTS, RawLayout, column, field
 from transforms.names import USER_KEY
+from transforms.texts import texts_schema
 from transforms.windows import list_array
 
 __all__ = ["stored_table"]
@@ -79,9 +80,7 @@ def _tokens(values: Stored, place: Place, most: int, faults: Faults) -> pa.Array
 
 
 def _most_tokens(targets: StreamTargets) -> int:
-    texts = targets.encoders.texts
-    services = 0 if texts is None else len(texts.tokenizer.services)
-    schema = targets.layout.texts_schema(targets.encoders.texts_version or "", services)
+    schema = texts_schema(targets.layout, targets.encoders)
     return schema.token_columns[column(TEXTS, "tokens")]
 
 

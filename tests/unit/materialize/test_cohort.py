@@ -267,6 +267,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
+@pytest.mark.usefixtures("cohort")  # so that there is a folder, whatever test comes first
 def test_cohort_that_was_not_written_whole_is_not_there(
     settings: RepoSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
