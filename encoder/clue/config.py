@@ -7,6 +7,7 @@ from typing import Literal
 
 from encoder.clue.grad_cache import Chunks
 from encoder.clue.network import ClueConfig
+from encoder.clue.sequences import Noise
 from encoder.placement import DeviceChoice, Precision
 
 __all__ = ["ClueTrainingConfig", "Positives"]
@@ -37,9 +38,10 @@ class ClueTrainingConfig:
     """Decoupled weight decay of matrices."""
     clip_norm: float = 1.0
     """Largest gradient norm."""
-    crop: float = 0.5
-    """In training a view is a random stretch of at least this share of the newest events, (0, 1];
-    1: always all of them, as in the paper."""
+    event_dropout: float = 0.5
+    """Chance that training leaves an event out of a view, [0, 1); 0: none, as in the paper."""
+    token_dropout: float = 0.3
+    """Chance that training leaves a token of an item out, [0, 1); 0: none, as in the paper."""
     guide_dropout: float = 0.1
     """Chance that an item's guide token is that of an unknown service, [0, 1)."""
     user_share: float = 1.0
@@ -87,11 +89,16 @@ class ClueTrainingConfig:
                 raise ValueError(f"{name} {getattr(self, name)} given, more than 0 expected.")
         if not 0.0 < self.held_out_share < 1.0:
             raise ValueError(f"held_out_share {self.held_out_share} given, (0, 1) expected.")
-        for name in ("crop", "user_share"):
-            if not 0.0 < getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} {getattr(self, name)} given, (0, 1] expected.")
-        if not 0.0 <= self.guide_dropout < 1.0:
-            raise ValueError(f"guide_dropout {self.guide_dropout} given, [0, 1) expected.")
+        if not 0.0 < self.user_share <= 1.0:
+            raise ValueError(f"user_share {self.user_share} given, (0, 1] expected.")
+        for name in ("event_dropout", "token_dropout", "guide_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name} {getattr(self, name)} given, [0, 1) expected.")
+
+    @property
+    def noise(self) -> Noise:
+        """What training hides of the views."""
+        return Noise(self.event_dropout, self.token_dropout, self.guide_dropout)
 
     def steps(self, steps_per_epoch: int) -> int:
         """Return the number of steps that ``max_epochs`` and ``max_steps`` allow."""

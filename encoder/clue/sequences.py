@@ -16,7 +16,7 @@ from encoder.clue.tokenizer import PAD, UNKNOWN_SERVICE
 from encoder.errors import DataFault
 from encoder.rows import held_out
 
-__all__ = ["ClueBatch", "Pairs", "ServiceEvents", "UserSequences", "Views"]
+__all__ = ["ClueBatch", "Noise", "Pairs", "ServiceEvents", "UserSequences", "Views"]
 
 Ints = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
@@ -171,6 +171,31 @@ class ClueBatch:
         return int((self.tokens != PAD).sum())
 
 
+@dataclass(frozen=True)
+class Noise:
+    """What a training's views hide.
+
+    CLUE has no augmentation, and millions of users: some thousands are learned by heart without
+    (docs/adr/0042-contrastive-encoder.md has figures).
+
+    Attributes
+    ----------
+    event_dropout : float
+        Chance that an event is left out of a view, [0, 1); one is always left.
+    token_dropout : float
+        Chance that a token of an item's text is left out, in all views of a batch, [0, 1).
+    guide_dropout : float
+        Chance that an item's guide token is that of an unknown service, [0, 1).
+    """
+
+    event_dropout: float = 0.0
+    token_dropout: float = 0.0
+    guide_dropout: float = 0.0
+
+
+NO_NOISE = Noise()
+
+
 class Pairs:
     """Users of some part with their pairs of views, in batches that follow from a seed.
 
@@ -189,11 +214,8 @@ class Pairs:
         As in `encoder.rows.held_out`: the same users are held out in every training.
     positives : {"services", "crops"}
     max_events : int
-    crop : float
-        A view is a stretch of at least this share of the newest ``max_events``, (0, 1]; 1: all of
-        them, always.
-    guide_dropout : float
-        Chance that an item's guide token is that of an unknown service.
+    noise : Noise
+        What is hidden of the views; nothing by default.
     share : float
         Share of the users to take, by a hash; for studies of the data's size.
 
@@ -211,12 +233,10 @@ class Pairs:
         *,
         positives: str,
         max_events: int,
-        crop: float = 1.0,
-        guide_dropout: float = 0.0,
+        noise: Noise = NO_NOISE,
         share: float = 1.0,
     ) -> None:
-        self.sequences, self.max_events = sequences, max_events
-        self.crop, self.guide_dropout = crop, guide_dropout
+        self.sequences, self.max_events, self.noise = sequences, max_events, noise
         self.names = tuple(sequences.services)
         least = 1 if positives == "services" else 2
         self.has = np.stack(
@@ -282,31 +302,44 @@ class Pairs:
         views = (
             self._two_stretches(pair[0], users, rng)
             if pair[0] == pair[1]
-            else [self._view(service, users, rng) for service in pair]
+            else [self._view(service, users) for service in pair]
         )
+        views = [self._some_events(view, rng) for view in views]
         there = np.stack([v.there for v in views])
         events = np.stack([v.events for v in views])  # (2, n, max_events)
         items, place = np.unique(events[there], return_inverse=True)
-        tokens = self.sequences.tokens[items]  # (n_items, max_item_tokens)
+        tokens = self._some_tokens(self.sequences.tokens[items], rng)  # (n_items, max_item_tokens)
         order = np.argsort(-(tokens != PAD).sum(1), kind="stable")
         rank = np.empty_like(order)
         rank[order] = np.arange(len(order))
         tokens = tokens[order]
-        tokens[rng.random(len(tokens)) < self.guide_dropout, 0] = UNKNOWN_SERVICE
+        tokens[rng.random(len(tokens)) < self.noise.guide_dropout, 0] = UNKNOWN_SERVICE
         local = np.zeros(events.shape, np.int32)
         local[there] = rank[place]
         a, b = (Views(local[k], there[k]) for k in (0, 1))
         return ClueBatch(tokens, a, b)
 
-    def _view(self, service: int, users: Longs, rng: np.random.Generator) -> Views:
+    def _view(self, service: int, users: Longs) -> Views:
         events = self.sequences.services[self.names[service]]
         newest = np.minimum(events.lengths[users], self.max_events)
-        if self.crop == 1:
-            return Views(*events.windows(users, np.zeros_like(newest), newest, self.max_events))
-        least = np.ceil(self.crop * newest).astype(np.int64)
-        length = least + np.floor(rng.random(len(users)) * (newest - least + 1)).astype(np.int64)
-        first = np.floor(rng.random(len(users)) * (newest - length + 1)).astype(np.int64)
-        return Views(*events.windows(users, first, length, self.max_events))
+        return Views(*events.windows(users, np.zeros_like(newest), newest, self.max_events))
+
+    def _some_events(self, view: Views, rng: np.random.Generator) -> Views:
+        """Return a view without a random part of its events; one of a user's is always left."""
+        if not self.noise.event_dropout:
+            return view
+        luck = np.where(view.there, rng.random(view.there.shape), 2.0)
+        kept = view.there & (luck >= self.noise.event_dropout)
+        kept[np.arange(len(luck)), np.argmax(np.where(view.there, luck, -1.0), axis=1)] = True
+        return Views(*_moved_up(view.events, kept))
+
+    def _some_tokens(self, tokens: Ints, rng: np.random.Generator) -> Ints:
+        """Return items without a random part of their tokens; the guide token stays."""
+        if not self.noise.token_dropout:
+            return tokens
+        kept = (tokens != PAD) & (rng.random(tokens.shape) >= self.noise.token_dropout)
+        kept[:, 0] = True
+        return _moved_up(tokens, kept)[0]
 
     def _two_stretches(self, service: int, users: Longs, rng: np.random.Generator) -> list[Views]:
         events = self.sequences.services[self.names[service]]
@@ -319,3 +352,10 @@ class Pairs:
             Views(*events.windows(users, np.zeros_like(split), newer, self.max_events)),
             Views(*events.windows(users, split, older, self.max_events)),
         ]
+
+
+def _moved_up(values: Ints, kept: Bools) -> tuple[Ints, Bools]:
+    """Return what is kept of each row, moved to its beginning, 0 behind it; and where it stands."""
+    order = np.argsort(~kept, axis=1, kind="stable")
+    left = np.where(kept, values, np.int32(0))
+    return np.take_along_axis(left, order, axis=1), np.take_along_axis(kept, order, axis=1)

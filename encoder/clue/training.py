@@ -282,8 +282,7 @@ def training_pairs(sequences: UserSequences, config: ClueTrainingConfig) -> Pair
         config.held_out_share,
         positives=config.positives,
         max_events=config.model.max_events,
-        crop=config.crop,
-        guide_dropout=config.guide_dropout,
+        noise=config.noise,
         share=config.user_share,
     )
 

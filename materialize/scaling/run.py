@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from encoder.clue.config import ClueTrainingConfig
 from encoder.clue.sequences import UserSequences
 from encoder.clue.tokenizer import ItemTokenizer
 from materialize.config import RepoSettings
@@ -87,6 +88,8 @@ def plan_scaling(settings: RepoSettings, grid: Grid) -> ScalingPlan:
     facts = asdict(grid) | {"sizes": [], "batch_sizes": [], "max_events": [], "user_shares": []}
     # More points may be added to a grid: its runs stay what they are.
     facts |= {"seeds": [], "longest": max(grid.max_events)}
+    # What the grid does not name is the training's default, and decides the runs as well.
+    facts |= {"defaults": asdict(ClueTrainingConfig())}
     cutoff = settings.dataset.evaluation.cutoff.isoformat()
     content = json.dumps([version("palate"), clean.fingerprint(), cutoff, facts], sort_keys=True)
     key = hashlib.sha256(content.encode()).hexdigest()[:12]

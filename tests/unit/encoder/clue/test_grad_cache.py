@@ -8,7 +8,7 @@ import torch
 from encoder.clue.grad_cache import Chunks, GradCache
 from encoder.clue.info_nce import info_nce
 from encoder.clue.network import ClueConfig, ClueNetwork
-from encoder.clue.sequences import ClueBatch, Pairs
+from encoder.clue.sequences import ClueBatch, Noise, Pairs
 from encoder.placement import placement
 from tests.unit.encoder.clue.planted import planted
 
@@ -18,7 +18,8 @@ CONFIG = ClueConfig(embedding_dim=12, width=16, head_width=8, max_item_tokens=8,
 @pytest.fixture(scope="module")
 def batch() -> ClueBatch:
     sequences, _, _ = planted()
-    pairs = Pairs(sequences, "training", 0.1, positives="services", max_events=6, crop=0.5)
+    noise = Noise(event_dropout=0.4)
+    pairs = Pairs(sequences, "training", 0.1, positives="services", max_events=6, noise=noise)
     return next(pairs.batches(40, (0, 0)))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from encoder.clue.sequences import Pairs, ServiceEvents, UserSequences
+from encoder.clue.sequences import Noise, Pairs, ServiceEvents, UserSequences
 from encoder.clue.tokenizer import PAD, UNKNOWN_SERVICE
 from encoder.errors import DataFault
 from encoder.rows import held_out
@@ -51,7 +51,7 @@ def test_a_batch_holds_each_item_once_and_the_users_own_events() -> None:
 
 def test_batches_follow_from_the_seed_and_go_on_where_they_stopped() -> None:
     sequences, _, _ = planted()
-    pairs = _pairs(sequences, crop=0.5, guide_dropout=0.3)
+    pairs = _pairs(sequences, noise=Noise(0.5, 0.3, 0.3))
     whole = list(pairs.batches(20, (0, 0)))
     assert len(whole) == pairs.n_batches(20, (0, 0)) > 3
     rest = list(pairs.batches(20, (0, 0), first=2))
@@ -91,19 +91,55 @@ def test_crops_are_stretches_of_one_service_that_do_not_overlap() -> None:
         assert ((batch.a.there.sum(1) + batch.b.there.sum(1)) >= 3).all()
 
 
-def test_a_view_keeps_its_share_of_events() -> None:
+def test_a_view_loses_events_but_never_all_and_keeps_their_order() -> None:
     sequences, _, _ = planted()
-    shop = sequences.services["shop"].lengths
-    pairs = _pairs(sequences, crop=0.5, max_events=20)
-    seen = np.concatenate([b.a.there.sum(1) for b in pairs.batches(40, (0, 0))])
-    assert seen.min() >= 2  # half of 3, rounded up
-    assert seen.max() <= shop.max()
-    assert seen.mean() < shop[60:].mean() - 0.5
+    whole = _pairs(sequences, max_events=20)
+    noisy = _pairs(sequences, max_events=20, noise=Noise(event_dropout=0.5))
+    kept = total = 0
+    for before, after in zip(whole.batches(40, (0, 0)), noisy.batches(40, (0, 0)), strict=True):
+        for one, other in ((before.a, after.a), (before.b, after.b)):
+            assert other.there[:, 0].all()
+            # Moved up: nothing stands behind a gap.
+            assert (np.diff(other.there.astype(int), axis=1) <= 0).all()
+            kept, total = kept + other.there.sum(), total + one.there.sum()
+            for k in range(40):
+                items = [before.tokens[e].tobytes() for e in one.events[k][one.there[k]]]
+                left = [after.tokens[e].tobytes() for e in other.events[k][other.there[k]]]
+                rest = iter(items)
+                assert all(item in rest for item in left)  # a subsequence
+    assert 0.4 < kept / total < 0.65
+
+
+def test_almost_all_events_left_out_is_one_a_user_and_not_always_the_newest() -> None:
+    sequences, _, _ = planted()
+    noisy = _pairs(sequences, max_events=20, noise=Noise(event_dropout=0.999))
+    whole = _pairs(sequences, max_events=20)
+    newest = []
+    for before, after in zip(whole.batches(40, (0, 0)), noisy.batches(40, (0, 0)), strict=True):
+        assert after.a.there.sum(1).max() <= 2
+        for k in range(40):
+            first = before.tokens[before.a.events[k, 0]]
+            newest.append((after.tokens[after.a.events[k, 0]] == first).all())
+    assert 0.05 < np.mean(newest) < 0.6
+
+
+def test_tokens_are_left_out_but_for_the_guide() -> None:
+    sequences, _, _ = planted()
+    (whole, *_) = _pairs(sequences).batches(40, (0, 0))
+    (batch, *_) = _pairs(sequences, noise=Noise(token_dropout=0.4)).batches(40, (0, 0))
+    assert batch.tokens.shape == whole.tokens.shape
+    assert (batch.tokens[:, 0] != PAD).all()
+    there = batch.tokens != PAD
+    assert (np.diff(there.astype(int), axis=1) <= 0).all()
+    lengths = there.sum(1)
+    assert (np.diff(lengths) <= 0).all()  # longest first, of what is left
+    before = (whole.tokens != PAD).sum() - len(whole.tokens)
+    assert 0.5 < (lengths.sum() - len(batch.tokens)) / before < 0.7
 
 
 def test_guide_tokens_are_forgotten_now_and_then() -> None:
     sequences, _, _ = planted()
-    (batch, *_) = _pairs(sequences, guide_dropout=0.5).batches(100, (0, 0))
+    (batch, *_) = _pairs(sequences, noise=Noise(guide_dropout=0.5)).batches(100, (0, 0))
     share = (batch.tokens[:, 0] == UNKNOWN_SERVICE).mean()
     assert 0.3 < share < 0.7
     assert not (sequences.tokens[:, 0] == UNKNOWN_SERVICE).any()  # the table is as it was

@@ -140,7 +140,8 @@ def test_too_few_users_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("batch_size", 1), ("max_steps", 0), ("crop", 0.0), ("guide_dropout", 1.0),
+    [("batch_size", 1), ("max_steps", 0), ("event_dropout", 1.0), ("token_dropout", -0.1),
+     ("guide_dropout", 1.0),
      ("user_share", 1.5), ("held_out_share", 0.0), ("learning_rate", 0.0), ("patience", 0)],
 )  # fmt: skip
 def test_settings_are_checked(field: str, value: float) -> None:
