@@ -26,7 +26,8 @@ from encoder.artifact_files import (
 )
 from encoder.columns import RawBatch
 from encoder.errors import ArtifactError
-from encoder.kinds import GRAPH, EncoderInputs, Feed, Runner, kind_of
+from encoder.hybrid.inputs import HybridInputs
+from encoder.kinds import GRAPH, EncoderInputs, Feed, Runner, Sessions, kind_of
 from encoder.manifest import FLOAT32, FORMAT_VERSION, MANIFEST, Manifest
 from encoder.preprocessing import Preprocessor
 
@@ -60,7 +61,7 @@ class ModalityState(Protocol):
 
     @property
     def texts_version(self) -> str | None:
-        """Content hash of the item texts; None: there are none."""
+        """Content hash of the texts' tokenizer; None: there is none."""
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         """Return (arrays, JSON types) from which the modality encoders are rebuilt."""
@@ -102,15 +103,18 @@ class EncoderArtifact:
 
     @property
     def block_inputs(self) -> Preprocessor:
-        """The preprocessor of an encoder that reads blocks.
+        """The preprocessor of the blocks that an encoder reads.
 
         Raises
         ------
         ArtifactError
-            The encoder is of another kind.
+            The encoder is of a kind that reads none.
         """
-        if isinstance(self.preprocessor, Preprocessor):
-            return self.preprocessor
+        inputs = self.preprocessor
+        if isinstance(inputs, HybridInputs):
+            return inputs.blocks
+        if isinstance(inputs, Preprocessor):
+            return inputs
         kind = self.manifest.model["kind"]
         raise ArtifactError(
             f"Encoder {self.encoder_version!r} is of kind {kind!r} and reads no blocks. Name an "
@@ -149,13 +153,20 @@ class EncoderArtifact:
         Raises
         ------
         ArtifactError
-            The modality encoders are of another version than the schema names.
+            The modality encoders, or their item texts, are of another version than the schema
+            names.
         """
         schema = preprocessor.schema
         if schema.modality_version not in (modality.version, modality.texts_version):
             raise ArtifactError(
                 f"Modality encoders of version {modality.version!r} given, the schema was built "
                 f"for {schema.modality_version!r}. Pass the ones the raw features were built with."
+            )
+        texts = schema.texts_modality
+        if texts is not None and texts.version != modality.texts_version:
+            raise ArtifactError(
+                f"Item texts of version {modality.texts_version!r} given, the schema was built for "
+                f"{texts.version!r}. Pass the ones the raw features were built with."
             )
         manifest = Manifest(
             encoder_version=_version(preprocessor, weights, model, graphs),
@@ -242,7 +253,11 @@ class EncoderArtifact:
                     "The folder or the manifest was changed: fetch the artifact again.",
                     encoder_version=claimed,
                 )
-        modality = _StoredModality(manifest.schema.modality_version, verified)
+        schema = manifest.schema
+        texts = schema.texts_modality
+        modality = _StoredModality(
+            schema.modality_version, verified, None if texts is None else texts.version
+        )
         return cls(manifest, preprocessor, weights, graphs, modality)
 
     def warm(self, threads: int = 1) -> None:
@@ -269,7 +284,11 @@ class EncoderArtifact:
 
     @cached_property
     def _runner(self) -> Runner:
-        return kind_of(self.manifest.model).runner(self._session, self.manifest.model, self.weights)
+        return self._run_with(self._session)
+
+    def _run_with(self, sessions: Sessions) -> Runner:
+        model = self.manifest.model
+        return kind_of(model).runner(sessions, model, self.weights, self.preprocessor)
 
     def encode_inputs(self, inputs: npt.NDArray[Any], threads: int = 1) -> Float32:
         """Return the embeddings float32 (n, embedding_dim) of preprocessed ``inputs``.
@@ -290,8 +309,7 @@ class EncoderArtifact:
         def recording(name: str, threads: int) -> _Recorder:
             return _Recorder(self._session(name, threads), given[name])
 
-        model = self.manifest.model
-        kind_of(model).runner(recording, model, self.weights)(inputs, 1)
+        self._run_with(recording)(inputs, 1)
         return given
 
     def encode(self, batch: RawBatch, threads: int = 1) -> Float32:

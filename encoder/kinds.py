@@ -12,17 +12,27 @@ import numpy.typing as npt
 from encoder.artifact_files import Arrays
 from encoder.columns import RawBatch
 from encoder.errors import ArtifactError
-from encoder.manifest import AUTOENCODER, CLUE
+from encoder.manifest import AUTOENCODER, CLUE, HYBRID, NETWORKS
 from encoder.preprocessing import Preprocessor
 from encoder.row_summary import RowSummary
 from encoder.schema import FeatureSchema
 
-__all__ = ["GRAPH", "EncoderInputs", "EncoderKind", "Feed", "Runner", "Session", "kind_of"]
+__all__ = [
+    "GRAPH",
+    "EncoderInputs",
+    "EncoderKind",
+    "Feed",
+    "Runner",
+    "Session",
+    "Sessions",
+    "autoencoder_runner",
+    "kind_of",
+]
 
 Float32 = npt.NDArray[np.float32]
 
 GRAPH = "encoder.onnx"
-"""The autoencoder's only graph."""
+"""The autoencoder's graph: "inputs" float32 (n, n_inputs) -> "embedding"."""
 
 _BATCH_ROWS = 4096
 
@@ -95,7 +105,7 @@ class EncoderKind:
     inputs : callable
         Schema, arrays and JSON state -> the inputs; raises ArtifactError when they do not fit.
     runner : callable
-        Sessions, manifest's ``model`` and weights -> what runs the graphs.
+        Sessions, manifest's ``model``, weights and inputs -> what runs the graphs.
     """
 
     graphs: tuple[str, ...]
@@ -103,7 +113,7 @@ class EncoderKind:
     weights: tuple[str, ...]
     preprocessing: Callable[[Mapping[str, Any]], dict[str, Any]]
     inputs: Callable[[FeatureSchema, Arrays, dict[str, Any]], EncoderInputs]
-    runner: Callable[[Sessions, Mapping[str, Any], Arrays], Runner]
+    runner: Callable[[Sessions, Mapping[str, Any], Arrays, EncoderInputs], Runner]
 
 
 def kind_of(model: Mapping[str, Any]) -> EncoderKind:
@@ -121,13 +131,18 @@ def kind_of(model: Mapping[str, Any]) -> EncoderKind:
         from encoder.clue.serving import KIND
 
         return KIND
+    if name == HYBRID:
+        from encoder.hybrid.serving import KIND as KIND_OF_BOTH
+
+        return KIND_OF_BOTH
     raise ArtifactError(
-        f"Encoder of kind {name!r} given, this release reads {AUTOENCODER} and {CLUE}. Install the "
-        "release that wrote it."
+        f"Encoder of kind {name!r} given, this release reads {', '.join(sorted(NETWORKS))}. "
+        "Install the release that wrote it."
     )
 
 
-def _run_autoencoder(sessions: Sessions, model: Mapping[str, Any], weights: Arrays) -> Runner:
+def autoencoder_runner(sessions: Sessions, model: Mapping[str, Any]) -> Runner:
+    """Return what runs the autoencoder's graph, some thousand rows at a time."""
     dim = int(model["embedding_dim"])
 
     def run(inputs: Float32, threads: int) -> Float32:
@@ -152,5 +167,5 @@ _AUTOENCODER = EncoderKind(
     # The entropies scale the training loss and nothing else.
     preprocessing=lambda config: {"categories": config["categories"]},
     inputs=Preprocessor.from_state,
-    runner=_run_autoencoder,
+    runner=lambda sessions, model, _weights, _inputs: autoencoder_runner(sessions, model),
 )

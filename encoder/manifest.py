@@ -14,6 +14,7 @@ __all__ = [
     "CLUE",
     "FLOAT32",
     "FORMAT_VERSION",
+    "HYBRID",
     "INT8",
     "MANIFEST",
     "NETWORKS",
@@ -23,8 +24,8 @@ __all__ = [
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 
-AUTOENCODER, CLUE = "denoising_autoencoder", "clue"
-NETWORKS = {AUTOENCODER: "autoencoder", CLUE: "contrastive encoder"}
+AUTOENCODER, CLUE, HYBRID = "denoising_autoencoder", "clue", "hybrid"
+NETWORKS = {AUTOENCODER: "autoencoder", CLUE: "contrastive encoder", HYBRID: "hybrid encoder"}
 """Kinds of encoders as a manifest's ``model`` names them -> what their networks are called."""
 
 FLOAT32, INT8 = "float32", "int8"

@@ -16,7 +16,6 @@ from encoder.item_texts import ItemTexts
 from encoder.kinds import EncoderInputs
 from encoder.manifest import FLOAT32, NETWORKS
 from encoder.modality import ItemVectors, ModalityEncoders
-from encoder.preprocessing import Preprocessor
 
 __all__ = ["Part", "artifact_parts", "modality_parts"]
 
@@ -68,6 +67,8 @@ def artifact_parts(artifact: EncoderArtifact) -> list[Part]:
     schema = manifest.schema.to_dict()
     # Named by the modality encoders: the layout is the same when they alone are new.
     del schema["modality_version"]
+    if "texts_modality" in schema:
+        del schema["texts_modality"]["version"]
     blocks = {f"blocks.{b.name}": f"{b.kind}, {b.width} wide" for b in manifest.schema.blocks}
     model = {k: v for k, v in manifest.model.items() if k not in ("n_inputs", "precision")}
     training = {k: v for k, v in manifest.training.get("config", {}).items() if k != "model"}
@@ -143,12 +144,10 @@ def _quantisation(artifact: EncoderArtifact) -> list[Part]:
 
 def _preprocessing(inputs: EncoderInputs) -> Part:
     arrays, config = inputs.state()
-    known = (
-        {f"categories.{k}": len(v) for k, v in config["categories"].items()}
-        if isinstance(inputs, Preprocessor)
-        else config
-    )
-    return Part("preprocessing", "", _hash(arrays, config), known)
+    # Of strings their number; entropies scale the training loss and nothing else.
+    known = {k: v for k, v in config.items() if k not in ("categories", "entropies")}
+    known |= {f"categories.{k}": len(v) for k, v in config.get("categories", {}).items()}
+    return Part("preprocessing", "", _hash(arrays, config), _flat(known))
 
 
 def _data(dataset: Mapping[str, Any], cutoff: str, training: Mapping[str, Any]) -> Part:

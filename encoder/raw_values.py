@@ -119,14 +119,15 @@ class RawReader:
                 )
         for name in schema.modality_columns:
             versions = column_of(batch, name, ScalarColumn)
-            other = versions.valid & (versions.values != schema.modality_version)
+            expected = schema.modality_version_of(name)
+            other = versions.valid & (versions.values != expected)
             if other.any():
                 row = int(np.flatnonzero(other)[0])
                 raise SpaceMismatch(
-                    f"Row {row} ({_user(batch, row) or _NO_ONE}), column {name!r}: pooled vectors "
-                    f"of modality version {versions.values[row]!r} given, this encoder was trained "
-                    f"on {schema.modality_version!r}. Build the raw features with the encoder's "
-                    "own modality encoders, or train a new encoder on these."
+                    f"Row {row} ({_user(batch, row) or _NO_ONE}), column {name!r}: features of "
+                    f"modality version {versions.values[row]!r} given, this encoder was trained on "
+                    f"{expected!r}. Build the raw features with the encoder's own modality "
+                    "encoders, or train a new encoder on these."
                 )
 
     def element(

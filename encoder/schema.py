@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
-__all__ = ["Block", "BlockKind", "ColumnElement", "FeatureSchema"]
+__all__ = ["Block", "BlockKind", "ColumnElement", "FeatureSchema", "TextsModality"]
 
 BlockKind = Literal["pooled", "histogram", "counts", "numbers", "category", "tokens"]
 
@@ -67,6 +67,22 @@ class ColumnElement:
 
 
 @dataclass(frozen=True)
+class TextsModality:
+    """The column that tells which item texts a row's tokens were made with, and what it must say.
+
+    Attributes
+    ----------
+    column : str
+        One of the schema's ``modality_columns``.
+    version : str
+        Of the item texts.
+    """
+
+    column: str
+    version: str
+
+
+@dataclass(frozen=True)
 class FeatureSchema:
     """All blocks of an encoder and the columns that tell a row's age and status.
 
@@ -81,9 +97,13 @@ class FeatureSchema:
     onboarding_count : ColumnElement or None
         Where the number of onboarding picks stands.
     modality_columns : tuple of str
-        String columns that carry the modality encoders' version of a row's pooled vectors.
+        String columns that carry the version of what a row's pooled vectors or tokens were made
+        with.
     modality_version : str
         The version those columns must carry.
+    texts_modality : TextsModality or None
+        The one among them that must carry another version: item texts have their own. None where
+        pooled vectors or tokens are read, not both.
     """
 
     blocks: tuple[Block, ...]
@@ -92,8 +112,14 @@ class FeatureSchema:
     onboarding_count: ColumnElement | None
     modality_columns: tuple[str, ...]
     modality_version: str
+    texts_modality: TextsModality | None = None
 
     def __post_init__(self) -> None:
+        if self.texts_modality and self.texts_modality.column not in self.modality_columns:
+            raise ValueError(
+                f"texts_modality names {self.texts_modality.column!r}, one of modality_columns "
+                f"expected: {', '.join(self.modality_columns) or 'none'}."
+            )
         if not self.blocks:
             raise ValueError("A schema without blocks was given, at least one is expected.")
         twice = sorted(n for n, k in Counter(b.name for b in self.blocks).items() if k > 1)
@@ -125,6 +151,26 @@ class FeatureSchema:
         seen |= dict.fromkeys(self.as_of_columns) | dict.fromkeys(self.modality_columns)
         return tuple(seen)
 
+    def modality_version_of(self, column: str) -> str:
+        """Return the version that one of ``modality_columns`` must carry."""
+        texts = self.texts_modality
+        return texts.version if texts and texts.column == column else self.modality_version
+
+    def with_texts(self, texts: FeatureSchema) -> FeatureSchema:
+        """Return this schema with the tokens of another, which reads texts alone.
+
+        Of ``texts`` come the blocks of tokens, the columns of time and the version; the number of
+        events stays this schema's.
+        """
+        (column,) = texts.modality_columns
+        return replace(
+            self,
+            blocks=(*self.blocks, *(b for b in texts.blocks if b.kind == "tokens")),
+            as_of_columns=(*self.as_of_columns, *texts.as_of_columns),
+            modality_columns=(*self.modality_columns, column),
+            texts_modality=TextsModality(column, texts.modality_version),
+        )
+
     def _widths(self, *kinds: BlockKind) -> dict[str, int]:
         widths: dict[str, int] = {}
         for block in self.blocks:
@@ -134,12 +180,16 @@ class FeatureSchema:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; ``from_dict`` gives an equal schema back."""
-        return asdict(self)
+        data = asdict(self)
+        if self.texts_modality is None:
+            # Left out, so that schemas without it, and versions made of them, stay what they were.
+            del data["texts_modality"]
+        return data
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> FeatureSchema:
         """Rebuild a schema written by ``to_dict``."""
-        picks = data["onboarding_count"]
+        picks, texts = data["onboarding_count"], data.get("texts_modality")
         return cls(
             blocks=tuple(Block(**b) for b in data["blocks"]),
             as_of_columns=tuple(data["as_of_columns"]),
@@ -147,4 +197,5 @@ class FeatureSchema:
             onboarding_count=None if picks is None else ColumnElement(**picks),
             modality_columns=tuple(data["modality_columns"]),
             modality_version=data["modality_version"],
+            texts_modality=None if texts is None else TextsModality(**texts),
         )

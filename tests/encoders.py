@@ -24,7 +24,9 @@ from encoder.clue.inputs import ClueInputs
 from encoder.clue.network import ClueConfig, ClueNetwork
 from encoder.clue.training import ClueResult
 from encoder.export import export_artifact
-from encoder.manifest import AUTOENCODER, CLUE
+from encoder.hybrid.artifact import compose_hybrid
+from encoder.hybrid.inputs import blocks_schema
+from encoder.manifest import AUTOENCODER, CLUE, HYBRID
 from encoder.preprocessing import Preprocessor
 from encoder.rows import RowSource
 from encoder.schema import FeatureSchema
@@ -35,6 +37,7 @@ from transforms.layout import Modality, RawLayout, TextLayout
 __all__ = [
     "CLUE_SCHEMA",
     "EXPORTED",
+    "HYBRID_SCHEMA",
     "LAYOUT",
     "MODEL",
     "SCHEMA",
@@ -43,6 +46,7 @@ __all__ = [
     "VectorState",
     "export_tiny",
     "export_tiny_clue",
+    "export_tiny_hybrid",
     "tiny",
     "tiny_artifact",
 ]
@@ -56,6 +60,7 @@ WHEN = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
 TEXT_LAYOUT = replace(LAYOUT, texts=TextLayout(TOKENS.events, TOKENS.item))
 CLUE_SCHEMA = TEXT_LAYOUT.texts_schema(VERSION, TOKENS.guides - 1)
+HYBRID_SCHEMA = SCHEMA.with_texts(CLUE_SCHEMA)
 _CLUE = ClueConfig(
     8,
     width=16,
@@ -80,6 +85,7 @@ class VectorState:
 
 
 _THREE_ITEMS = VectorState()
+_WITH_TEXTS = VectorState(texts_version=VERSION)
 
 
 def tiny_artifact(
@@ -147,7 +153,10 @@ def export_tiny(
     seed: int = 0, layout: RawLayout = LAYOUT, modality: ModalityState = _THREE_ITEMS
 ) -> EncoderArtifact:
     """Make what `tiny_artifact` returns, each time anew."""
-    schema = layout.schema(modality.version)
+    return _export_blocks(layout.schema(modality.version), seed, modality)
+
+
+def _export_blocks(schema: FeatureSchema, seed: int, modality: ModalityState) -> EncoderArtifact:
     batch = random_batch(schema, 200)
     preprocessor = Preprocessor.fit(schema, [batch])
     model = replace(MODEL, seed=seed)
@@ -163,5 +172,13 @@ def export_tiny(
     )
 
 
-EXPORTED = {AUTOENCODER: export_tiny, CLUE: export_tiny_clue}
+def export_tiny_hybrid(
+    schema: FeatureSchema = HYBRID_SCHEMA, modality: ModalityState = _WITH_TEXTS
+) -> EncoderArtifact:
+    """Make a hybrid encoder: an autoencoder with initial weights, and `export_tiny_clue`'s."""
+    blocks = _export_blocks(blocks_schema(schema, _CLUE.embedding_dim), 0, modality)
+    return compose_hybrid(blocks, tiny(CLUE), schema, modality)
+
+
+EXPORTED = {AUTOENCODER: export_tiny, CLUE: export_tiny_clue, HYBRID: export_tiny_hybrid}
 """Kind of encoder -> what makes a tiny one anew."""

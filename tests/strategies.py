@@ -100,7 +100,7 @@ def batches(
         times = draw(hnp.arrays(np.int64, n, elements=st.integers(0, 2**55)))
         columns[name] = _masked(ScalarColumn, times, draw(_valid(n)), 0)
     for name in schema.modality_columns:
-        version = np.full(n, schema.modality_version, object)
+        version = np.full(n, schema.modality_version_of(name), object)
         columns[name] = _masked(ScalarColumn, version, draw(_valid(n)), "")
     return RawBatch(columns, n, tuple(f"user-{k}" for k in range(n)))
 
@@ -130,7 +130,7 @@ def random_batch(
         times = rng.integers(1, 2**50, n)
         columns[name] = _masked(ScalarColumn, times, rng.random(n) < present, 0)
     for name in schema.modality_columns:
-        version = np.full(n, schema.modality_version, object)
+        version = np.full(n, schema.modality_version_of(name), object)
         columns[name] = _masked(ScalarColumn, version, rng.random(n) < present, "")
     return RawBatch(columns, n, tuple(f"user-{first_user + k}" for k in range(n)))
 

@@ -155,6 +155,6 @@ KIND = EncoderKind(
     weights=("item.", "service.", COLD),
     preprocessing=lambda config: {"inputs": config},
     inputs=ClueInputs.from_state,
-    runner=ClueRunner,
+    runner=lambda sessions, model, weights, _inputs: ClueRunner(sessions, model, weights),
 )
 """What an artifact of the contrastive kind holds."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 
-from encoder.schema import Block, ColumnElement, FeatureSchema
+from encoder.schema import Block, ColumnElement, FeatureSchema, TextsModality
+from tests.encoders import CLUE_SCHEMA, HYBRID_SCHEMA, SCHEMA
 from tests.strategies import schemas
 
 
@@ -65,3 +67,47 @@ def test_block_names_are_unique() -> None:
 def test_a_schema_has_blocks() -> None:
     with pytest.raises(ValueError, match="without blocks"):
         FeatureSchema((), (), ColumnElement("v__b", 0), None, (), "m")
+
+
+# --- blocks and texts
+
+
+@pytest.mark.parametrize("schema", [SCHEMA, CLUE_SCHEMA])
+def test_a_schema_of_one_kind_is_written_as_it_always_was(schema: FeatureSchema) -> None:
+    """Versions of encoders are made of this: a new field would change all of them."""
+    assert list(schema.to_dict()) == [
+        "blocks",
+        "as_of_columns",
+        "event_count",
+        "onboarding_count",
+        "modality_columns",
+        "modality_version",
+    ]
+
+
+def test_a_schema_of_both_survives_json_and_has_a_version_for_each_column() -> None:
+    texts = replace(CLUE_SCHEMA, modality_version="fedcba987654")
+    both = SCHEMA.with_texts(texts)
+    assert FeatureSchema.from_dict(json.loads(json.dumps(both.to_dict()))) == both
+    (column,) = texts.modality_columns
+    assert both.texts_modality == TextsModality(column, "fedcba987654")
+    assert {name: both.modality_version_of(name) for name in both.modality_columns} == {
+        **dict.fromkeys(SCHEMA.modality_columns, SCHEMA.modality_version),
+        column: "fedcba987654",
+    }
+
+
+def test_a_schema_of_both_reads_all_blocks_and_of_texts_the_tokens() -> None:
+    assert HYBRID_SCHEMA.array_columns == SCHEMA.array_columns
+    assert HYBRID_SCHEMA.token_columns == CLUE_SCHEMA.token_columns
+    assert HYBRID_SCHEMA.event_count == SCHEMA.event_count
+    assert set(HYBRID_SCHEMA.columns) - set(SCHEMA.columns) == {
+        *CLUE_SCHEMA.token_columns,
+        *CLUE_SCHEMA.as_of_columns,
+        *CLUE_SCHEMA.modality_columns,
+    }
+
+
+def test_texts_with_a_version_of_their_own_name_a_column_that_carries_it() -> None:
+    with pytest.raises(ValueError, match=r"texts_modality names 'v__x', one of .*: user_"):
+        replace(SCHEMA, texts_modality=TextsModality("v__x", "m"))

@@ -1,0 +1,1 @@
+"""An autoencoder that reads, as one more block, the contrastive encoder's vector of a user."""
