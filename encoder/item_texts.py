@@ -34,11 +34,15 @@ class TextsSpec:
         Token ids at most.
     max_tokens : int
         Tokens kept of an item, guide token included.
+    tokenizer : ItemTokenizer, optional
+        One that was learned elsewhere, in place of one that is learned from the items: then the
+        other fields say nothing.
     """
 
     services: tuple[str, ...]
     vocabulary: int
     max_tokens: int
+    tokenizer: ItemTokenizer | None = None
 
 
 @dataclass(frozen=True)
@@ -60,11 +64,9 @@ class ItemTexts:
         """Return the tokens with those of further items behind them."""
         return replace(self, tokens=np.concatenate([self.tokens, _rows(self.tokenizer, items)]))
 
-    def version(self, known: npt.NDArray[np.bool_]) -> str:
-        """Return 12 hex digits of the tokenizer and of what some items say, bool (n_items,)."""
-        digest = hashlib.sha256(self.tokenizer.to_json().encode())
-        digest.update(np.ascontiguousarray(self.tokens[known]).data)
-        return digest.hexdigest()[:12]
+    def content(self) -> str:
+        """Return 12 hex digits of what the items say, which tell a changed file."""
+        return hashlib.sha256(np.ascontiguousarray(self.tokens).data).hexdigest()[:12]
 
     def state(self) -> tuple[dict[str, npt.NDArray[Any]], str]:
         """Return arrays, and JSON, from which `from_state` rebuilds the texts."""
@@ -83,7 +85,7 @@ class ItemTexts:
 
 
 def fit_item_texts(items: Items, known: npt.NDArray[np.bool_], spec: TextsSpec) -> ItemTexts:
-    """Learn the tokens from what some items say, and return those of all.
+    """Learn the tokens from what some items say, unless they are given; return those of all.
 
     Parameters
     ----------
@@ -99,9 +101,11 @@ def fit_item_texts(items: Items, known: npt.NDArray[np.bool_], spec: TextsSpec) 
     ValueError
         The vocabulary is too small for the services.
     """
-    said = _said(items.take(np.flatnonzero(known)))
-    tokenizer = fit_tokenizer(
-        said, spec.services, vocabulary=spec.vocabulary, max_tokens=spec.max_tokens
+    tokenizer = spec.tokenizer or fit_tokenizer(
+        _said(items.take(np.flatnonzero(known))),
+        spec.services,
+        vocabulary=spec.vocabulary,
+        max_tokens=spec.max_tokens,
     )
     return ItemTexts(tokenizer, _rows(tokenizer, items))
 

@@ -157,11 +157,12 @@ class ModalityEncoders:
 
     @cached_property
     def texts_version(self) -> str | None:
-        """Content hash of the items' texts, which ``version`` does not depend on; None: no texts.
+        """Content hash of the texts' tokenizer, which ``version`` does not depend on; None: none.
 
-        Texts may be added, or taken anew, while spaces that read vectors stay fresh.
+        Texts may be added, or taken anew, while spaces that read vectors stay fresh. What items
+        say is no part of it: an encoder of texts reads token ids, whichever items they are of.
         """
-        return None if self.texts is None else self.texts.version(self.fitted)
+        return None if self.texts is None else self.texts.tokenizer.version
 
     def index_of(self, ids: pa.Array | Sequence[Any] | npt.NDArray[Any]) -> Ints:
         """Return each id's position in ``item_ids``, -1 for an unknown one: int64 (n,)."""
@@ -266,6 +267,7 @@ class ModalityEncoders:
             tokens, said = self.texts.state()
             arrays |= tokens
             config |= {"texts": said, "texts_version": self.texts_version}
+            config["texts_content"] = self.texts.content()
         return arrays, config | {"version": self.version}
 
     @classmethod
@@ -317,6 +319,7 @@ class ModalityEncoders:
         for said, held in (
             (config["version"], made.version),
             (config.get("texts_version"), made.texts_version),
+            (config.get("texts_content"), None if texts is None else texts.content()),
         ):
             if said != held:
                 raise ArtifactError(

@@ -94,7 +94,7 @@ def modality_parts(encoders: ModalityEncoders) -> list[Part]:
     that grows changes neither.
     """
     parts = [_modality(encoders, vectors) for vectors in encoders.modalities]
-    return parts if encoders.texts is None else [*parts, _texts(encoders.texts, encoders.fitted)]
+    return parts if encoders.texts is None else [*parts, _texts(encoders.texts)]
 
 
 def _modality(encoders: ModalityEncoders, vectors: ItemVectors) -> Part:
@@ -121,12 +121,12 @@ def _modality(encoders: ModalityEncoders, vectors: ItemVectors) -> Part:
     return Part("modality encoder", vectors.name, _hash(arrays, config | {"ids": ids}), settings)
 
 
-def _texts(texts: ItemTexts, fitted: npt.NDArray[np.bool_]) -> Part:
+def _texts(texts: ItemTexts) -> Part:
     settings = {
         "services": list(texts.tokenizer.services),
         "max_tokens": texts.tokenizer.max_tokens,
     }
-    return Part("item texts", "", texts.version(fitted), settings)
+    return Part("item texts", "", texts.tokenizer.version, settings)
 
 
 def _network_hash(artifact: EncoderArtifact) -> str:

@@ -30,7 +30,7 @@ class ClueTrainingConfig:
     """Epochs at most; the cosine schedule ends here, or where ``max_steps`` does."""
     max_steps: int | None = None
     """Steps at most."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     """Peak learning rate of AdamW."""
     warmup_steps: int = 100
     """Steps over which the learning rate rises linearly from 0."""
@@ -51,8 +51,8 @@ class ClueTrainingConfig:
     validation_users: int = 256
     """Users of a validation batch, whatever ``batch_size`` is: losses of different numbers of
     negatives cannot be compared."""
-    patience: int = 4
-    """Epochs without improvement before training stops."""
+    patience: int = 8
+    """Epochs without improvement before training stops; the loss stands still in the first ones."""
     min_improvement: float = 1e-4
     """Smallest fall of the validation loss that counts as improvement."""
     chunks: Chunks = field(default_factory=Chunks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -116,6 +117,11 @@ class ItemTokenizer:
         # What looks like a special token is what somebody wrote.
         bpe.encode_special_tokens = True
         return bpe
+
+    @cached_property
+    def version(self) -> str:
+        """Content hash, 12 hex digits: encoders of one version read each other's token ids."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
 
     def to_json(self) -> str:
         """Return what `from_json` rebuilds the tokenizer from."""

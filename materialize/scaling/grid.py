@@ -13,7 +13,7 @@ from encoder.clue.network import ClueConfig
 __all__ = ["GRIDS", "Grid", "Point", "Size", "find_grid"]
 
 _REFERENCE_WIDTH = 128
-_REFERENCE_RATE = 1e-3
+_REFERENCE_RATE = 5e-4
 
 
 @dataclass(frozen=True)
@@ -130,17 +130,16 @@ class Grid:
     chunks: Chunks = field(default_factory=Chunks)
 
     def points(self) -> list[Point]:
-        """Return all trainings, cheap sizes first, each once."""
+        """Return all trainings, each once: batches of all sizes, cheap ones first, then the rest."""
         length, share = max(self.max_events), max(self.user_shares)
         batch_size = self.batch_sizes[len(self.batch_sizes) // 2]
         found: dict[str, Point] = {}
         for seed in self.seeds:
-            for size in self.sizes:
-                base = Point(size, batch_size, length, share, seed)
-                points = [replace(base, batch_size=batch) for batch in self.batch_sizes]
-                points += [replace(base, max_events=events) for events in self.max_events]
-                points += [replace(base, user_share=part) for part in self.user_shares]
-                found |= {point.name: point for point in points}
+            bases = [Point(size, batch_size, length, share, seed) for size in self.sizes]
+            points = [replace(base, batch_size=k) for base in bases for k in self.batch_sizes]
+            points += [replace(base, max_events=k) for base in bases for k in self.max_events]
+            points += [replace(base, user_share=k) for base in bases for k in self.user_shares]
+            found |= {point.name: point for point in points}
         return list(found.values())
 
 
@@ -150,8 +149,18 @@ _LARGE = (Size(256, 4), Size(384, 6), Size(512, 8), Size(768, 8))
 GRIDS = {
     grid.name: grid
     for grid in (
-        # 0.05 to 5 million parameters beside the token table; a run is some minutes of two cores.
-        Grid("cpu", _SMALL, (32, 64, 128, 256, 512), (8, 16, 32), (0.25, 0.5, 1.0), 4e12),
+        # 0.03 to 5 million parameters beside the token table; a run is some minutes of a core.
+        Grid(
+            "cpu",
+            _SMALL,
+            (32, 128, 512),
+            (4, 8, 16),
+            (0.25, 0.5, 1.0),
+            1e13,
+            max_item_tokens=16,
+            # The schedule must end where small networks have learned what there is.
+            max_epochs=30,
+        ),
         # Up to 110 million; a run is some minutes of one accelerator.
         Grid(
             "gpu",

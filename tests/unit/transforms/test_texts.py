@@ -197,15 +197,35 @@ def test_texts_have_a_version_of_their_own() -> None:
     """Spaces that read vectors stay fresh when texts are added, changed or left out."""
     texts = ENCODERS.texts
     assert texts is not None
-    tokens = texts.tokens.copy()
-    tokens[0, 1] += 1
     other = fit_tokenizer(SAID[:3], SERVICES, vocabulary=310, max_tokens=4)
-    for changed in (replace(texts, tokens=tokens), ItemTexts(other, texts.tokens), None):
+    for changed in (ItemTexts(other, texts.tokens), None):
         encoders = ModalityEncoders(
             ENCODERS.item_ids, ENCODERS.modalities, ENCODERS.fitted, ENCODERS.config, texts=changed
         )
         assert encoders.version == ENCODERS.version
         assert encoders.texts_version != ENCODERS.texts_version
+    # What items say is free to change: an encoder of texts reads the same token ids.
+    tokens = texts.tokens.copy()
+    tokens[0, 1] += 1
+    reworded = ModalityEncoders(
+        ENCODERS.item_ids,
+        ENCODERS.modalities,
+        ENCODERS.fitted,
+        ENCODERS.config,
+        texts=replace(texts, tokens=tokens),
+    )
+    assert reworded.texts_version == ENCODERS.texts_version
+
+
+def test_texts_may_take_a_tokenizer_that_was_learned_elsewhere() -> None:
+    elsewhere = fit_tokenizer(["green hill", "hill"], ("shop",), vocabulary=270, max_tokens=5)
+    spec = TextsSpec(SERVICES, 300, 4, elsewhere)
+    texts = fit_item_texts(ITEMS, np.ones(4, bool), spec)
+    assert texts.tokenizer == elsewhere
+    assert texts.tokens.shape == (4, 5)
+    assert texts.tokenizer.text(texts.tokens[0, 1:]) == elsewhere.text(
+        elsewhere.tokenize([SAID[0]], [""])[0, 1:]
+    )
 
 
 def test_changed_texts_are_refused_on_loading(tmp_path: Path) -> None:
