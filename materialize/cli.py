@@ -170,7 +170,7 @@ def build(repo: Path, dry_run: bool, quiet: bool) -> None:
 @click.option(
     "--encoder",
     "kind",
-    type=click.Choice(["autoencoder", "clue"]),
+    type=click.Choice(["autoencoder", "clue", "hybrid"]),
     help="Kind of encoder; default: `encoder` of palate.yaml.",
 )
 @click.option("--no-resume", is_flag=True, help="Start over instead of using a checkpoint.")
@@ -180,7 +180,8 @@ def train(repo: Path, kind: str | None, no_resume: bool, quiet: bool) -> None:
 
     An autoencoder's embedding learns to rebuild a user's raw features from a part of them, and to
     predict what the user does next (`training: prediction_weight` in palate.yaml; 0: only to
-    rebuild). One of kind clue learns to know a user of one service by the texts of another.
+    rebuild). One of kind clue learns to know a user of one service by the texts of another. One of
+    kind hybrid is an autoencoder that reads a contrastive encoder's vector, too (`hybrid: space`).
     """
     from materialize.train import train_space
 

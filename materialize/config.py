@@ -16,6 +16,7 @@ from transforms.dataset import Dataset, load_dataset
 __all__ = [
     "CONFIG_FILE",
     "CompatibilitySettings",
+    "HybridSettings",
     "JobSettings",
     "RepoSettings",
     "StreamSettings",
@@ -55,6 +56,16 @@ class CompatibilitySettings(BaseModel):
     """The earlier space; its modality encoders must be the ones of today's raw features."""
     weight: float = Field(default=1.0, gt=0)
     """Of the term beside the reconstruction loss."""
+
+
+class HybridSettings(BaseModel):
+    """``hybrid:`` what an encoder of that kind is made of, beside the raw features' blocks."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    space: int = Field(ge=1)
+    """A space of kind ``clue``: its encoder gives the vector of a user's texts. It must have been
+    trained on the item texts of today's raw features, and on nothing from the cut-off on."""
 
 
 class StreamSettings(BaseModel):
@@ -116,9 +127,9 @@ class _File(BaseModel):
     """How the batch job runs."""
     stream: StreamSettings = StreamSettings()
     """How the stream of events is applied."""
-    encoder: Literal["autoencoder", "clue"] = "autoencoder"
-    """Kind of encoder that ``palate train`` makes; its ``--encoder`` goes before it. ``clue`` needs
-    ``texts`` in the data set, and the extra ``clue``."""
+    encoder: Literal["autoencoder", "clue", "hybrid"] = "autoencoder"
+    """Kind of encoder that ``palate train`` makes; its ``--encoder`` goes before it. ``clue`` and
+    ``hybrid`` need ``texts`` in the data set, and the extra ``clue``."""
     autoencoder: dict[str, Any] = Field(default_factory=dict)
     """Fields of ``encoder.autoencoder.AutoencoderConfig`` that differ from its defaults."""
     training: dict[str, Any] = Field(default_factory=dict)
@@ -128,6 +139,9 @@ class _File(BaseModel):
     lengths of texts, which the data set has."""
     clue_training: dict[str, Any] = Field(default_factory=dict)
     """Fields of ``encoder.clue.config.ClueTrainingConfig`` that differ from its defaults."""
+    hybrid: HybridSettings | None = None
+    """Which contrastive encoder a ``hybrid`` one reads; ``autoencoder`` and ``training`` say the
+    rest. None: only the other kinds can be trained."""
     compatibility: CompatibilitySettings | None = None
     """Backward-compatible training; None: the next encoder is free."""
 

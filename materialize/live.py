@@ -9,7 +9,10 @@ from materialize.features import current_versions
 from materialize.ledger import Bridge, Ledger, Space
 from transforms.names import bridged_view, stored_view
 
-__all__ = ["LiveTargets", "live_targets"]
+__all__ = ["TEXTS_FACT", "LiveTargets", "live_targets"]
+
+TEXTS_FACT = "texts_version"
+"""Fact of a space that reads item texts beside item vectors: the version of the texts."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class LiveTargets:
 def live_targets(settings: RepoSettings, ledger: Ledger) -> LiveTargets:
     """Return the live spaces (`Ledger.live_spaces`) and the serving bridges.
 
-    A space of other item vectors than those that the raw features were pooled from cannot be
+    A space of other item vectors or texts than those that the raw features were made of cannot be
     encoded any more. It keeps what it has, and a bridge from a newer space can serve its consumers.
     """
     versions = current_versions(settings.features_dir)
@@ -40,11 +43,13 @@ def live_targets(settings: RepoSettings, ledger: Ledger) -> LiveTargets:
     stale: dict[int, str] = {}
     for space in ledger.live_spaces():
         own = space.facts.get("modality_version", versions[0])
-        if own in versions:
+        texts = space.facts.get(TEXTS_FACT, versions[-1])
+        if {own, texts} <= set(versions):
             targets.spaces.append(space)
         else:
+            beside = f" and item texts {texts}" if TEXTS_FACT in space.facts else ""
             stale[space.number] = (
-                f"space {space.number} reads item vectors {own}, raw features hold "
+                f"space {space.number} reads item vectors {own}{beside}, raw features hold "
                 f"{' and item texts '.join(versions)}"
             )
             targets.skipped[stored_view(space.number)] = stale[space.number]

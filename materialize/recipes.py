@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+import pyarrow as pa
 
 from encoder.errors import DataFault
 from encoder.manifest import AUTOENCODER
@@ -28,7 +30,15 @@ if TYPE_CHECKING:
     from encoder.compatibility import Compatibility
     from encoder.training import TrainingConfig
 
-__all__ = ["Recipe", "recipe_of", "refused_config", "training_config", "tupled"]
+__all__ = [
+    "Recipe",
+    "future_facts",
+    "recipe_of",
+    "refused_config",
+    "training_config",
+    "tupled",
+    "write_moments",
+]
 
 
 class Recipe(Protocol):
@@ -97,6 +107,10 @@ def recipe_of(store: FeatureStore, settings: RepoSettings, ledger: Ledger) -> Re
         from materialize.recipe_clue import ClueRecipe
 
         return ClueRecipe(store, settings)
+    if settings.file.encoder == "hybrid":
+        from materialize.recipe_hybrid import HybridRecipe
+
+        return HybridRecipe(store, settings, ledger)
     return _AutoencoderRecipe(store, settings, ledger)
 
 
@@ -115,17 +129,13 @@ class _AutoencoderRecipe:
         self._future = predicted_schema(settings, modalities, config)
         fingerprint = current_data_fingerprint(settings.features_dir)
         self.facts = _compatibility_facts(settings)
-        self.decisive = asdict(config) | _future_facts(self._future, fingerprint) | self.facts
+        self.decisive = asdict(config) | future_facts(self._future, fingerprint) | self.facts
 
     def write(self, path: Path, *, progress: bool) -> int:
-        folder, source = path.parent / "future", self.source
-        if not path.exists():
-            source = with_future(
-                source, self._settings, self.modalities, self._config, folder, progress=progress
-            )
-        rows = write_rows(source, path, self.schema, future=self._future, progress=progress)
-        shutil.rmtree(folder, ignore_errors=True)
-        return rows
+        where = (self._settings, self.modalities, self._config)
+        return write_moments(
+            self.source, path, self.schema, *where, future=self._future, progress=progress
+        )
 
     def fit(
         self,
@@ -148,6 +158,52 @@ class _AutoencoderRecipe:
             resume=resume,
             progress=progress,
         )
+
+
+def write_moments(
+    source: RawSource,
+    path: Path,
+    schema: FeatureSchema,
+    settings: RepoSettings,
+    modalities: ModalityEncoders,
+    config: TrainingConfig,
+    *,
+    future: FeatureSchema | None,
+    keep: Callable[[pa.RecordBatch], pa.RecordBatch] | None = None,
+    progress: bool,
+) -> int:
+    """Write the moments of a source, with what came next where training predicts it.
+
+    Returns their number. A file that is there is kept.
+
+    Parameters
+    ----------
+    source : RawSource
+        Of all raw views, with history.
+    path : Path
+        Further columns lie beside it while rows are written.
+    schema : FeatureSchema
+        Columns to write.
+    settings, modalities, config
+        As `materialize.training_rows.with_future` takes them.
+    future : FeatureSchema or None
+        What is predicted (`predicted_schema`).
+    keep : callable, optional
+        As in `materialize.training_rows.write_rows`.
+    progress : bool
+        Show bars on stderr.
+
+    Raises
+    ------
+    DataFault
+        There is no row before the source's end.
+    """
+    folder = path.parent / "future"
+    if not path.exists():
+        source = with_future(source, settings, modalities, config, folder, progress=progress)
+    rows = write_rows(source, path, schema, future=future, progress=progress, keep=keep)
+    shutil.rmtree(folder, ignore_errors=True)
+    return rows
 
 
 def training_config(settings: RepoSettings) -> TrainingConfig:
@@ -227,7 +283,7 @@ def _compatibility_facts(settings: RepoSettings) -> dict[str, Any]:
     return {} if wanted is None else {"compatibility": wanted.model_dump()}
 
 
-def _future_facts(future: FeatureSchema | None, data: str | None) -> dict[str, Any]:
+def future_facts(future: FeatureSchema | None, data: str | None) -> dict[str, Any]:
     """Return what decides the predicted values; nothing without any."""
     return {} if future is None else {"future": future.to_dict(), "events": data}
 

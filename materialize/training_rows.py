@@ -75,8 +75,9 @@ def write_rows(
 ) -> int:
     """Write the training rows once, ordered, so that equal data give an equal encoder.
 
-    Returns their number. A file that is there is kept. ``keep`` returns the rows of a batch that
-    are wanted; None: all. ``future``: columns that the source has, too (``with_future``); the file
+    Returns their number. A file that is there is kept. ``keep`` returns what is wanted of a batch:
+    some of its rows, or columns of the schema that the source does not have; None: all as it is.
+    ``future``: columns that the source has, too (``with_future``); the file
     tells of them.
 
     Raises

@@ -246,8 +246,8 @@ class Cohort:
     def blocks(self, encoder: LoadedEncoder) -> Preprocessor:
         """Return what turns raw features into ``inputs``.
 
-        It is the encoder's own. One that reads texts has none: it is then fitted on the rows of
-        training users, over all blocks.
+        It is the encoder's own. For one that reads texts, alone or beside blocks, it is fitted on
+        the rows of training users, over all blocks.
         """
         own = encoder.preprocessor
         return own if isinstance(own, Preprocessor) else self._fitted_blocks
@@ -320,7 +320,7 @@ class Cohort:
         """
         whole = self.schema
         if schema.token_columns and self.texts is not None:
-            whole = self.texts
+            whole = whole.with_texts(self.texts) if schema.texts_modality else self.texts
         _check_readable(whole, schema)
         for start in range(0, len(self), _ROWS):
             batch = raw_batch(self.raw.slice(start, _ROWS), whole)
@@ -348,11 +348,15 @@ def _check_readable(whole: FeatureSchema, schema: FeatureSchema) -> None:
             f"The encoder reads {', '.join(lacking)}, which the cohort's raw rows do not have at "
             "that place. Build the cohort with the dataset.yaml that the encoder was trained on."
         )
-    if schema.modality_version != whole.modality_version:
+    wanted, given = (
+        (one.modality_version, *((one.texts_modality.version,) if one.texts_modality else ()))
+        for one in (schema, whole)
+    )
+    if wanted != given:
         raise EvaluationFault(
-            f"The encoder reads vectors of modality version {schema.modality_version!r}, the "
-            f"cohort's raw rows have {whole.modality_version!r}. Judge it on the features that it "
-            "was trained on."
+            f"The encoder reads features of modality version {' and '.join(map(repr, wanted))}, "
+            f"the cohort's raw rows have {' and '.join(map(repr, given))}. Judge it on the "
+            "features that it was trained on."
         )
 
 

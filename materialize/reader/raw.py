@@ -113,7 +113,7 @@ def of_other_modality(batch: RawBatch, schema: FeatureSchema) -> npt.NDArray[np.
     other = np.zeros(batch.n_rows, np.bool_)
     for name in schema.modality_columns:
         column = batch.columns[name]
-        other |= column.valid & (column.values != schema.modality_version)
+        other |= column.valid & (column.values != schema.modality_version_of(name))
     return other
 
 

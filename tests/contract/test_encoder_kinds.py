@@ -1,4 +1,4 @@
-"""Both kinds of encoders answer alike on every online store: on demand, stored, past, at fault."""
+"""All kinds of encoders answer alike on every online store: on demand, stored, past, at fault."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from encoder.artifact import EncoderArtifact
 from encoder.columns import raw_batch
 from encoder.errors import MalformedInput
-from encoder.manifest import AUTOENCODER, CLUE
+from encoder.manifest import AUTOENCODER, CLUE, HYBRID
 from encoder.store import ArtifactStore
 from materialize.embedding_rows import encode_rows
 from tests.encoders import CLUE_SCHEMA, TEXT_LAYOUT, tiny
@@ -25,7 +25,7 @@ from transforms.layout import ACTIVITY, ONBOARDING, PROFILE, TEXTS, column
 from transforms.names import USER_KEY, on_demand_view, stored_view
 from transforms.runtime import configure
 
-SPACES = {AUTOENCODER: 1, CLUE: 2}
+SPACES = {AUTOENCODER: 1, CLUE: 2, HYBRID: 3}
 FEATURES = ("embedding", "as_of", "space", "encoder_version", "status", "n_events")
 USERS = [1, 2, 3, 4]
 """Everything; events alone; picks alone; nobody."""

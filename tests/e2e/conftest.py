@@ -53,10 +53,13 @@ CLUE: dict[str, Any] = {
 }
 """What `build_story` needs for an encoder of the contrastive kind."""
 
+HYBRID: dict[str, Any] = CLUE | {"encoder": "hybrid", "hybrid": {"space": 1}}
+"""For one that reads blocks and texts: space 1 is contrastive, and space 2 is made with it."""
+
 
 @dataclass(frozen=True)
 class Story:
-    """A repository whose space 1 is materialised up to ``END``."""
+    """A repository whose newest space is materialised up to ``END``."""
 
     repo: Path
     context: Context
@@ -88,6 +91,12 @@ def plain_story(raw: Raw, tmp_path_factory: pytest.TempPathFactory) -> Story:
 def clue_story(raw: Raw, tmp_path_factory: pytest.TempPathFactory) -> Story:
     """The same with an encoder of the contrastive kind; only read."""
     return build_story(tmp_path_factory.mktemp("clue") / "repo", raw, END, **CLUE)
+
+
+@pytest.fixture(scope="session")
+def hybrid_story(raw: Raw, tmp_path_factory: pytest.TempPathFactory) -> Story:
+    """The same with an encoder of blocks and texts; only read."""
+    return build_story(tmp_path_factory.mktemp("hybrid") / "repo", raw, END, **HYBRID)
 
 
 @pytest.fixture(scope="session")
@@ -125,6 +134,9 @@ def build_story(
         settings.dataset, CleanTables(settings.data_dir), settings.features_dir, progress=False
     )
     apply(repo)
+    if settings.file.hybrid is not None:
+        made_of = settings.with_encoder("clue")
+        train_space(context.store, made_of, context.ledger, progress=False)
     trained = train_space(context.store, settings, context.ledger, progress=False)
     apply(repo)
     context.store.refresh_registry()  # type: ignore[no-untyped-call]

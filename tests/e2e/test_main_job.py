@@ -22,11 +22,12 @@ from materialize.validate import validate
 from tests.e2e.conftest import END, Story, run
 from tests.servers import feast_server
 from transforms.clean import CleanTables
+from transforms.names import on_demand_view, stored_view
 
 FEATURES = ("embedding", "as_of", "space", "encoder_version", "status", "n_events")
 
 
-@pytest.fixture(scope="module", params=["plain_story", "clue_story"])
+@pytest.fixture(scope="module", params=["plain_story", "clue_story", "hybrid_story"])
 def story(request: pytest.FixtureRequest) -> Story:
     """The main job with an encoder of each kind; every test runs over both."""
     found: Story = request.getfixturevalue(request.param)
@@ -34,9 +35,13 @@ def story(request: pytest.FixtureRequest) -> Story:
 
 
 def _offline(story: Story) -> pd.DataFrame:
-    folder = story.context.settings.offline_dir / "user_embedding_s1"
+    folder = story.context.settings.offline_dir / stored_view(story.space.number)
     frame = pd.concat(pq.read_table(p).to_pandas() for p in parquet_files(folder))
     return frame.sort_values(["user_id", "event_timestamp", "created_timestamp"])
+
+
+def _views(story: Story) -> tuple[str, str]:
+    return stored_view(story.space.number), on_demand_view(story.space.number)
 
 
 def _read(story: Story, view: str, users: list[Any]) -> dict[str, list[Any]]:
@@ -48,8 +53,8 @@ def _read(story: Story, view: str, users: list[Any]) -> dict[str, list[Any]]:
 
 
 def test_stored_and_on_demand_embeddings_agree_for_every_user(story: Story) -> None:
-    users = sample_users(story.context.settings, 1, 10_000)
-    comparison = compare_views(story.context.store, 1, users)
+    users = sample_users(story.context.settings, story.space.number, 10_000)
+    comparison = compare_views(story.context.store, story.space.number, users)
     assert comparison.users == len(users) > 300
     assert comparison.missing == 0
     assert comparison.same_as_of
@@ -58,19 +63,18 @@ def test_stored_and_on_demand_embeddings_agree_for_every_user(story: Story) -> N
 
 
 def test_they_agree_in_a_fresh_process_in_another_folder(story: Story, tmp_path: Path) -> None:
-    printed = run(
-        "palate", "spaces", "compare", "--repo", str(story.repo), "--users", "400", cwd=tmp_path
-    )
+    which = ("--space", str(story.space.number), "--repo", str(story.repo))
+    printed = run("palate", "spaces", "compare", *which, "--users", "400", cwd=tmp_path)
     answer = json.loads(printed)
     assert answer["users"] > 300
     assert answer["max_abs_diff"] <= 1e-5
 
 
 def test_every_stored_row_names_its_space_and_encoder(story: Story) -> None:
-    users = sample_users(story.context.settings, 1, 20)
-    for view in ("user_embedding_s1", "user_embedding_on_demand_s1"):
+    users = sample_users(story.context.settings, story.space.number, 20)
+    for view in _views(story):
         answer = _read(story, view, users)
-        assert set(answer["space"]) == {1}
+        assert set(answer["space"]) == {story.space.number}
         assert set(answer["encoder_version"]) == {story.space.encoder_version}
         assert {len(vector) for vector in answer["embedding"]} == {16}
 
@@ -92,10 +96,10 @@ def test_status_tells_warm_onboarded_and_cold_users_apart(story: Story) -> None:
         (cold, "cold"),
         (unknown, "cold"),
     ):
-        answer = _read(story, "user_embedding_on_demand_s1", users)
+        answer = _read(story, on_demand_view(story.space.number), users)
         assert set(answer["status"]) <= {expected}
         assert np.isfinite(np.array(answer["embedding"], float)).all()
-    assert _read(story, "user_embedding_s1", unknown)["embedding"] == [None]
+    assert _read(story, stored_view(story.space.number), unknown)["embedding"] == [None]
 
 
 def test_history_holds_what_was_known_at_each_moment(story: Story) -> None:
@@ -119,9 +123,10 @@ def test_history_holds_what_was_known_at_each_moment(story: Story) -> None:
         ]
     ).reset_index(drop=True)
     entities["row"] = entities.index
+    view = stored_view(story.space.number)
     answer = story.context.store.get_historical_features(
         entity_df=entities,
-        features=["user_embedding_s1:embedding", "user_embedding_s1:as_of"],
+        features=[f"{view}:embedding", f"{view}:as_of"],
     ).to_df()
     assert sorted(answer["row"]) == list(range(len(entities)))
     by_user = dict(tuple(rows.groupby("user_id")))
@@ -144,7 +149,7 @@ def test_every_step_repeated_changes_nothing(story: Story) -> None:
     )
     assert built.status == "up to date"
     trained = train_space(story.context.store, settings, ledger, progress=False)
-    assert (trained.new, trained.space.number) == (False, 1)
+    assert (trained.new, trained.space.number) == (False, story.space.number)
     for from_history in (True, False):
         again = materialize_space(
             story.context.store,
@@ -182,17 +187,18 @@ def test_a_dry_run_counts_and_writes_nothing(story: Story) -> None:
 
 
 def test_feast_materialize_of_the_stored_view_gives_the_same_vectors(story: Story) -> None:
-    users = sample_users(story.context.settings, 1, 50)
-    before = _read(story, "user_embedding_s1", users)
+    users = sample_users(story.context.settings, story.space.number, 50)
+    view = stored_view(story.space.number)
+    before = _read(story, view, users)
     start, end = "2024-01-01T00:00:00", END.strftime("%Y-%m-%dT%H:%M:%S")
-    run("feast", "materialize", start, end, "-v", "user_embedding_s1", cwd=story.repo)
-    assert _read(story, "user_embedding_s1", users) == before
+    run("feast", "materialize", start, end, "-v", view, cwd=story.repo)
+    assert _read(story, view, users) == before
 
 
 def test_feast_serve_answers_both_views(story: Story, tmp_path: Path) -> None:
-    users = sample_users(story.context.settings, 1, 5)
+    users = sample_users(story.context.settings, story.space.number, 5)
     with feast_server(story.repo, tmp_path) as server:
-        for view in ("user_embedding_s1", "user_embedding_on_demand_s1"):
+        for view in _views(story):
             response = requests.post(
                 f"{server.url}/get-online-features",
                 json={"features": [f"{view}:embedding"], "entities": {"user_id": users}},
@@ -208,9 +214,8 @@ def test_feast_serve_answers_both_views(story: Story, tmp_path: Path) -> None:
 
 
 def test_the_artifact_knows_its_cut_off_and_its_item_vectors(story: Story) -> None:
-    printed = json.loads(
-        run("palate", "spaces", "show", "1", "--json", "--repo", str(story.repo), cwd=story.repo)
-    )
+    where = (str(story.space.number), "--json", "--repo", str(story.repo))
+    printed = json.loads(run("palate", "spaces", "show", *where, cwd=story.repo))
     assert printed["encoder_version"] == story.space.encoder_version
     assert printed["state"] == "ready"
     assert printed["facts"]["cutoff"].startswith("2024-05-30")
