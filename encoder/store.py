@@ -9,7 +9,7 @@ from encoder.errors import ArtifactError
 from encoder.folders import VersionedFolders
 from encoder.manifest import MANIFEST
 
-__all__ = ["ArtifactStore"]
+__all__ = ["ArtifactStore", "artifact_at"]
 
 logger = logging.getLogger(__name__)
 
@@ -85,3 +85,20 @@ class ArtifactStore:
         """Remove an artifact for good; safe to repeat."""
         self._folders.delete(encoder_version)
         logger.info("encoder %s removed", encoder_version)
+
+
+def artifact_at(url: str) -> EncoderArtifact:
+    """Return the artifact in a folder, verified.
+
+    Raises
+    ------
+    ArtifactError
+        There is none, or it is damaged.
+    """
+    folder, _, version = url.rstrip("/").rpartition("/")
+    try:
+        return ArtifactStore(folder or ".").load(version)
+    except ArtifactError as exc:
+        raise ArtifactError(
+            f"{url} is no encoder artifact: {exc} Name its folder, .../artifacts/VERSION."
+        ) from exc

@@ -67,6 +67,7 @@ def evaluate_command(
     repeat it, and it goes on; repeated once more, it prints the tables again.
     """
     from encoder.errors import EvaluationFault
+    from materialize.adopt import OTHER_USERS
     from materialize.context import Context
     from materialize.evaluate.models.registry import MODELS, of_space
     from materialize.evaluate.run import chosen_tasks, evaluate, space_folder
@@ -111,6 +112,9 @@ def evaluate_command(
         beside={
             of_space(other.number): load_encoder(settings.artifacts_url, other.encoder_version)
             for other in others
+        },
+        other_users={
+            each.encoder_version for each in (chosen, *others) if each.facts.get(OTHER_USERS)
         },
         seeds=range(seeds),
         max_rows=max_rows,

@@ -247,6 +247,30 @@ def quantise_command(repo: Path, number: int, rows: int, dry_run: bool, quiet: b
         click.echo("Next: `feast apply`, then `palate materialize`.", err=True)
 
 
+@spaces_group.command("adopt")
+@REPO
+@click.argument("artifact")
+@click.option(
+    "--other-users",
+    is_flag=True,
+    help="It was trained on none of the users here: evaluations do not compare cut-offs.",
+)
+@DRY_RUN
+def adopt_command(repo: Path, artifact: str, other_users: bool, dry_run: bool) -> None:
+    """Make a space of an encoder that was trained elsewhere: ARTIFACT is its folder or URL."""
+    from materialize.adopt import adopt_space
+
+    context = _context(repo)
+    report = adopt_space(
+        *(context.store, context.settings, context.ledger, artifact),
+        other_users=other_users,
+        dry_run=dry_run,
+    )
+    print_json(report.to_dict())
+    if report.new and not dry_run:
+        click.echo("Next: `feast apply`, then `palate materialize`.", err=True)
+
+
 @spaces_group.command("retire")
 @REPO
 @_NUMBER

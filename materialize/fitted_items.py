@@ -8,8 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from encoder.clue.tokenizer import ItemTokenizer
 from encoder.content import folder_digest
-from encoder.errors import DataFault
+from encoder.errors import ArtifactError, DataFault
 from encoder.item_texts import TextsSpec
 from encoder.modality import ModalityEncoders, ModalitySpec, fit_modalities
 from materialize.publish import write_json
@@ -42,6 +43,8 @@ def fitted_encoders(
     ------
     DataFault
         No event before the cut-off, or a fault in the items' vectors or texts.
+    ArtifactError
+        ``texts.tokenizer`` names no artifact, or one without texts.
     """
     specs = [
         ModalitySpec(name, config.dim, config.clusters, config.text_model)
@@ -99,4 +102,24 @@ def _texts_spec(dataset: Dataset, inputs: FitInputs) -> TextsSpec | None:
     config = dataset.texts
     if config is None:
         return None
-    return TextsSpec(inputs.services(), config.vocabulary, config.max_item_tokens)
+    tokenizer = None
+    if config.tokenizer is not None:
+        tokenizer = _tokenizer_at(config.tokenizer)
+        if tokenizer.max_tokens != config.max_item_tokens:
+            raise DataFault(
+                f"texts.max_item_tokens {config.max_item_tokens} given, the tokenizer of "
+                f"{config.tokenizer} makes {tokenizer.max_tokens}. Say so in dataset.yaml."
+            )
+    return TextsSpec(inputs.services(), config.vocabulary, config.max_item_tokens, tokenizer)
+
+
+def _tokenizer_at(url: str) -> ItemTokenizer:
+    """Return the tokenizer of an artifact's item texts."""
+    from encoder.store import artifact_at  # loads ONNX Runtime
+
+    texts = artifact_at(url).modality.state()[1].get("texts")
+    if texts is None:
+        raise ArtifactError(
+            f"{url} was made without texts and has no tokenizer. Name an artifact of kind clue."
+        )
+    return ItemTokenizer.from_json(texts)

@@ -81,12 +81,13 @@ _IDS = itertools.count(1)
 def item_vectors(seed: int = 0, *, texts: bool = False) -> ModalityEncoders:
     """Return made-up vectors of ``item-0`` to ``item-11``; the last item has none.
 
-    With texts, what the items say depends on the seed, too.
+    With texts, what the items say, and so their tokenizer, depends on the seed, too.
     """
     ids = pa.array([f"item-{k}" for k in range(N_ITEMS)])
     tokens = None
     if texts:
-        said = [" ".join("abcde"[: 1 + (k + seed) % 5]) for k in range(N_ITEMS)]
+        letters = "abcdefgh"[seed % 4 :]
+        said = [" ".join(letters[: 1 + (k + seed) % 5]) for k in range(N_ITEMS)]
         spec = TextsSpec(SERVICES, vocabulary=300, max_tokens=TOKENS.item)
         tokens = fit_item_texts(Items(ids, said), np.ones(N_ITEMS, bool), spec)
     rng = np.random.default_rng(seed)

@@ -40,6 +40,8 @@ __all__ = [
 _TAKEN = {USER_KEY, "event_timestamp", "created_timestamp", *EMBEDDING_FEATURES, *RAW_FIELDS}
 """Names that stand beside the request's in one request, and may not be its."""
 
+_PATHS = (("events", "path"), ("users", "path"), ("items", "path"), ("texts", "tokenizer"))
+
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
@@ -164,6 +166,9 @@ class TextsConfig(_Strict):
 
     vocabulary: int = Field(default=8192, ge=260, le=65_536)
     """Token ids at most: bytes, merges, a guide token a service."""
+    tokenizer: str | None = None
+    """Folder of an encoder artifact whose tokenizer makes the tokens, in place of one learned here:
+    that encoder can then be adopted. Its services keep their guide tokens, others share one."""
     max_item_tokens: int = Field(default=24, ge=2, le=512)
     """Tokens of an item's text, guide token included."""
     max_events: int = Field(default=32, ge=1, le=4096)
@@ -282,11 +287,12 @@ def load_dataset(path: str | Path, environ: Mapping[str, str] = os.environ) -> D
         raise DataFault(f"{path} is not valid YAML: {exc}") from exc
     if not isinstance(raw, dict):
         raise DataFault(f"{path} holds {type(raw).__name__}, a mapping is expected.")
-    for table in ("events", "users", "items"):
-        if isinstance(raw.get(table), dict) and isinstance(raw[table].get("path"), str):
-            value = _VARIABLE.sub(lambda m: environ.get(m.group(1), m.group(0)), raw[table]["path"])
+    for section, name in _PATHS:
+        if isinstance(raw.get(section), dict) and isinstance(raw[section].get(name), str):
+            value = _VARIABLE.sub(lambda m: environ.get(m.group(1), m.group(0)), raw[section][name])
             # From the YAML's folder, wherever the command runs; "${UNSET}/x" stays to be named.
-            raw[table]["path"] = value if value.startswith("${") else str(path.parent / value)
+            whole = value.startswith("${") or "://" in value
+            raw[section][name] = value if whole else str(path.parent / value)
     try:
         return Dataset.model_validate(raw)
     except ValidationError as exc:

@@ -45,13 +45,17 @@ class LeakReport:
         return {"rows": self.rows, "users": self.users, "control": control}
 
 
-def check_leaks(cohort: Cohort, encoder: LoadedEncoder, *, seed: int = 0) -> LeakReport:
+def check_leaks(
+    cohort: Cohort, encoder: LoadedEncoder, *, other_users: bool = False, seed: int = 0
+) -> LeakReport:
     """Refuse a cohort and an encoder through which a model could know its answer.
 
     Parameters
     ----------
     cohort : Cohort
     encoder : LoadedEncoder
+    other_users : bool
+        The encoder was trained on none of the cohort's users, so its cut-off does not matter.
     seed : int
         Of the control's shuffle and fit.
 
@@ -76,7 +80,7 @@ def check_leaks(cohort: Cohort, encoder: LoadedEncoder, *, seed: int = 0) -> Lea
     _check_moments(cohort)
     _check_histories(cohort)
     _check_past(cohort)
-    _check_encoder(cohort, encoder)
+    _check_encoder(cohort, encoder, other_users)
     control = None
     if cohort.tag_names:
         control = shuffled_control(
@@ -164,9 +168,9 @@ def _check_past(cohort: Cohort) -> None:
         )
 
 
-def _check_encoder(cohort: Cohort, encoder: LoadedEncoder) -> None:
+def _check_encoder(cohort: Cohort, encoder: LoadedEncoder, other_users: bool) -> None:
     saw = _utc(encoder.manifest.data_cutoff)
-    if saw > cohort.cutoff:
+    if saw > cohort.cutoff and not other_users:
         raise EvaluationFault(
             f"Encoder {encoder.encoder_version} was trained on events before {saw}, the cohort's "
             f"cut-off is {cohort.cutoff}. Move evaluation.cutoff, or train on less."

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -107,6 +107,7 @@ def evaluate(
     tasks: Sequence[str] | None = None,
     models: Sequence[str] | None = None,
     beside: Mapping[str, EncoderArtifact] | None = None,
+    other_users: Collection[str] = (),
     seeds: Sequence[int] = tuple(range(SEEDS)),
     max_rows: int = MAX_ROWS,
     n_resamples: int = RESAMPLES,
@@ -133,6 +134,9 @@ def evaluate(
     beside : mapping of str to EncoderArtifact, optional
         Encoders of other spaces, under the names of `models.registry.of_space`: judged on the same
         users, under the same heads. Tasks ``beyond`` and ``cost`` leave them out.
+    other_users : collection of str
+        Versions of the encoders that were trained on none of the repository's users: their cut-offs
+        are not compared with the cohort's.
     seeds : sequence of int
     max_rows, n_resamples : int
         Of the cohort, see ``build_cohort``; of the users, for intervals.
@@ -157,9 +161,10 @@ def evaluate(
     cohort = build_cohort(settings, max_rows=max_rows, progress=progress)
     others = dict(beside or {})
     cohort = replace(cohort, others=others)
-    leaks = check_leaks(cohort, encoder)
-    for other in others.values():
-        check_leaks(cohort, other)
+    leaks, *_ = (
+        check_leaks(cohort, each, other_users=each.encoder_version in other_users)
+        for each in (encoder, *others.values())
+    )
     runnable: list[Task] = []
     for name in names:
         task = load_task(name, settings)

@@ -130,7 +130,7 @@ class Grid:
     chunks: Chunks = field(default_factory=Chunks)
 
     def points(self) -> list[Point]:
-        """Return all trainings, each once: batches of all sizes, cheap ones first, then the rest."""
+        """Return all trainings, each once: all batches, cheap sizes first, then what is beside."""
         length, share = max(self.max_events), max(self.user_shares)
         batch_size = self.batch_sizes[len(self.batch_sizes) // 2]
         found: dict[str, Point] = {}

@@ -138,6 +138,11 @@ def test_encoder_trained_after_the_cut_off_is_refused(world: TinyCohort) -> None
         check_leaks(world.cohort, replace(world.encoder, manifest=manifest))
 
 
+def test_encoder_of_other_users_may_be_of_any_time(world: TinyCohort) -> None:
+    manifest = replace(world.encoder.manifest, data_cutoff="2026-03-02T00:00:00+00:00")
+    check_leaks(world.cohort, replace(world.encoder, manifest=manifest), other_users=True)
+
+
 def test_encoder_trained_up_to_the_cut_off_in_another_zone_passes(world: TinyCohort) -> None:
     # 01:00 in Madrid is the cut-off, 00:00 UTC.
     manifest = replace(world.encoder.manifest, data_cutoff="2026-03-01T01:00:00+01:00")
