@@ -5,7 +5,8 @@ PYTHONPATH=. python docs/tables.py ml1m=REPO/data/evaluations/space-1/KEY/summar
 Tables of an evaluation stand between `<!-- ml1m future: auc@popularity; all, cold -->` and
 `<!-- end -->`; those of data sets that are not named stay as they are. The table of a study stands
 between `<!-- study decay: auc_micro all, auc_micro cold -->` and `<!-- end -->`, and comes from
-docs/studies.
+docs/studies; that of the benchmark `transfer` between `<!-- transfer amazon_crossdomain -->` and
+`<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks._transfer_results import markdown
+from benchmarks.harness import RESULTS
 from materialize.evaluate.table import figure_table
 
 _PAGE = Path(__file__).with_name("quality.md")
@@ -23,6 +26,7 @@ _STUDIES = Path(__file__).with_name("studies")
 _SIGNIFICANT = 0.05
 _STUDY = re.compile(r"(<!-- study (\w+): ([^;\n]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _TABLE = re.compile(r"(<!-- (\w+) (\w+): ([^;\n]+); ([^;\n]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_TRANSFER = re.compile(r"(<!-- transfer (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main() -> None:
@@ -49,8 +53,17 @@ def main() -> None:
         pairs = [column.split() for column in _names(columns)]
         return f"{begin}\n{_study_table(summary, pairs)}\n\n{end}"
 
+    def transfer(found: re.Match[str]) -> str:
+        nonlocal filled
+        filled += 1
+        begin, name, end = found.groups()
+        content = json.loads((RESULTS / "transfer.json").read_text(encoding="utf-8"))
+        (result,) = [one for one in content["datasets"] if one["name"] == name]
+        return f"{begin}\n{markdown(result)}\n\n{end}"
+
     page = _TABLE.sub(table, _PAGE.read_text(encoding="utf-8"))
     page = _STUDY.sub(study, page)
+    page = _TRANSFER.sub(transfer, page)
     _PAGE.write_text(page, encoding="utf-8")
     print(f"{filled} places filled in {_PAGE}")
 

@@ -1,0 +1,193 @@
+"""What the benchmark `transfer` trains and on what: data sets and kinds of encoder, as data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks._hetrec import DATASET_FILE, write_dataset
+
+__all__ = [
+    "DATASETS",
+    "METRIC",
+    "VARIANTS",
+    "Network",
+    "TransferData",
+    "Variant",
+    "chosen",
+    "config",
+]
+
+METRIC = "auc_micro"
+"""Of the probe, on all test rows."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """What all encoders share, so that only what they learn from differs."""
+
+    width: int = 64
+    """Of both transformers of an encoder of texts."""
+    layers: int = 1
+    """Of each of them."""
+    max_epochs: int = 30
+    patience: int = 6
+    """Epochs without improvement before training stops."""
+    max_rows: int = 300_000
+    """Rows, all epochs together, that an autoencoder learns from at most, in whole epochs."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to learn an embedding.
+
+    Attributes
+    ----------
+    name, title : str
+    encoder : str
+        Kind: ``encoder`` of palate.yaml.
+    positives : str or None
+        ``clue_training.positives``, where the kind reads texts alone.
+    needs : str or None
+        Variant whose space of the same seed this one is built on.
+    sections : mapping
+        Further sections of palate.yaml; ``{space}`` in a value stands for that space's number.
+    """
+
+    name: str
+    title: str
+    encoder: str
+    positives: str | None = None
+    needs: str | None = None
+    sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+VARIANTS = (
+    Variant("services", "contrast between services", "clue", positives="services"),
+    Variant("crops", "contrast within a service", "clue", positives="crops"),
+    Variant("autoencoder", "autoencoder", "autoencoder"),
+    Variant(
+        "hybrid",
+        "autoencoder of blocks and that contrast's vector",
+        "hybrid",
+        needs="services",
+        sections={"hybrid": {"space": "{space}"}},
+    ),
+)
+"""The first one is what the others are compared with; one that others need stands before them."""
+
+
+@dataclass(frozen=True)
+class TransferData:
+    """One data set of several services.
+
+    Attributes
+    ----------
+    name : str
+    clue_training : mapping
+        What suits the number of its users, the same for all variants.
+    generated : bool
+        Written by a script into the repository; else shipped as ``datasets/<name>.yaml``.
+    """
+
+    name: str
+    clue_training: Mapping[str, Any] = field(default_factory=dict)
+    generated: bool = False
+
+    @property
+    def shipped(self) -> str:
+        """Name for ``palate init``."""
+        return "my_data" if self.generated else self.name
+
+    def prepare(self, repo: Path) -> str:
+        """Write what is to be generated and is not there; return ``dataset`` of palate.yaml."""
+        if not self.generated:
+            return f"datasets/{self.name}.yaml"
+        folder = repo / "datasets" / self.name
+        # The YAML is written last. Newer files would be other data to all later steps.
+        if not (folder / DATASET_FILE).exists():
+            write_dataset(Path(os.environ["PALATE_DATA"]) / self.name, folder)
+        return (folder / DATASET_FILE).relative_to(repo).as_posix()
+
+
+DATASETS = (
+    TransferData("amazon_crossdomain"),
+    # 1,367 users have both services before the cut-off: held-out ones of one service fill no batch
+    # of 128, and 256 a step are five steps an epoch, too few for the default's 100 of warm-up.
+    TransferData(
+        "hetrec_lastfm2k",
+        {"batch_size": 128, "validation_users": 64, "warmup_steps": 20},
+        generated=True,
+    ),
+)
+
+
+def chosen(names: Sequence[str] | None, known: Sequence[Variant]) -> list[Variant]:
+    """Return the variants of these names in the order of the list.
+
+    Raises
+    ------
+    ValueError
+        An unknown name, or a variant without the one that it needs.
+    """
+    wanted = [v for v in known if names is None or v.name in names]
+    there = {v.name for v in wanted}
+    unknown = sorted(set(names or ()) - there)
+    if unknown:
+        raise ValueError(
+            f"Unknown variant {', '.join(map(repr, unknown))}. "
+            f"Known: {', '.join(v.name for v in known)}."
+        )
+    for variant in wanted:
+        if variant.needs is not None and variant.needs not in there:
+            raise ValueError(
+                f"Variant {variant.name!r} given without {variant.needs!r}, which it needs."
+            )
+    return wanted
+
+
+def config(
+    dataset: str,
+    data: TransferData,
+    network: Network,
+    seed: int = 0,
+    variant: Variant | None = None,
+    space: int | None = None,
+) -> dict[str, Any]:
+    """Return palate.yaml.
+
+    Parameters
+    ----------
+    dataset : str
+        As of ``TransferData.prepare``.
+    data : TransferData
+    network : Network
+    seed : int
+        Of the encoder. Raw features are built without a variant, and so with seed 0: encoders of
+        all seeds read the same item vectors.
+    variant : Variant, optional
+    space : int, optional
+        Number of the space of ``variant.needs``.
+    """
+    found: dict[str, Any] = {"dataset": dataset, "data_dir": "data", "seed": seed}
+    if variant is None:
+        return found
+    found["encoder"] = variant.encoder
+    epochs = {"max_epochs": network.max_epochs, "patience": network.patience}
+    if variant.positives is not None:
+        found["clue"] = {
+            "width": network.width,
+            "item_layers": network.layers,
+            "service_layers": network.layers,
+        }
+        found["clue_training"] = {"positives": variant.positives, **epochs, **data.clue_training}
+    else:
+        found["training"] = {"max_rows": network.max_rows, **epochs}
+    for section, fields in variant.sections.items():
+        found[section] = {
+            key: space if value == "{space}" else value for key, value in fields.items()
+        }
+    return found

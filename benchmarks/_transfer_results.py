@@ -1,0 +1,169 @@
+"""What the benchmark `transfer` found: means over encoder seeds, paired differences, a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks._transfer_plan import METRIC
+from encoder.resampling import Replicates
+from materialize.evaluate.measurement import Measurement
+from materialize.evaluate.models.registry import MODELS, of_space
+from materialize.evaluate.statistics import holm, over_seeds, two_sided_p
+
+if TYPE_CHECKING:
+    from benchmarks._transfer_judge import Judged
+    from benchmarks._transfer_plan import Variant
+    from benchmarks._transfer_repo import Trained
+
+__all__ = ["markdown", "mean_over_encoders", "summarise"]
+
+_SIGNIFICANT = 0.05
+_TITLES = {
+    "raw_pooled": "Mean item vectors of all windows, linear head",
+    "raw_inputs": "Raw inputs, linear head",
+    "coles": "CoLES, linear head",
+}
+"""Where the registry's title tells of another head, or has none."""
+
+
+def mean_over_encoders(figures: Sequence[Replicates]) -> Replicates:
+    """Return the mean of figures of several encoders on the same resamples of users.
+
+    Raises
+    ------
+    ValueError
+        None, or other numbers of resamples.
+
+    Notes
+    -----
+    Replicate ``b`` is the mean over the encoders on resample ``b``: the interval is one of users
+    for the average of just these encoders. How far encoders differ is another question, which
+    their spread answers.
+    """
+    sizes = {len(one.replicates) for one in figures}
+    if len(sizes) != 1:
+        raise ValueError(
+            f"Figures of {len(figures)} encoders with {sorted(sizes)} resamples given, some with "
+            "the same number of resamples expected."
+        )
+    return Replicates(
+        float(np.mean([one.value for one in figures])),
+        np.mean([one.replicates for one in figures], axis=0),
+    )
+
+
+def summarise(
+    name: str, variants: Sequence[Variant], trained: Sequence[Trained], judged: Judged
+) -> dict[str, Any]:
+    """Return one data set's result, JSON types.
+
+    Returns
+    -------
+    dict
+        ``name``, ``metric``, ``cohort``, ``evaluation_seconds``, ``skipped``, ``spaces`` (see
+        ``Trained``), ``reference`` (the first variant), and ``models``: encoders first, each
+        ``name``, ``title``, ``kind`` (``encoder`` or ``baseline``), ``by_encoder_seed`` (empty for
+        a baseline), ``encoder_spread`` (standard deviation over encoder seeds, None for fewer than
+        two), the mean over seeds of encoders and heads ``value`` with its 95% interval over users
+        ``low`` and ``high``, and ``against_reference``, None for the reference itself: the model's
+        ``difference`` to it (``value``, ``low``, ``high``), paired; ``p`` two-sided, and ``p_holm``
+        corrected for all models of the data set.
+    """
+    by_model: dict[str, list[Measurement]] = {}
+    for measurement in judged.measurements:
+        by_model.setdefault(measurement.model, []).append(measurement)
+    heads = {model: over_seeds(found) for model, found in by_model.items()}
+    figures: dict[str, Replicates] = {}
+    rows: list[dict[str, Any]] = []
+    for variant in variants:
+        own = [heads.pop(of_space(one.space)) for one in trained if one.variant == variant.name]
+        figures[variant.name] = mean_over_encoders(own)
+        values = [one.value for one in own]
+        rows.append(
+            {
+                "name": variant.name,
+                "title": variant.title,
+                "kind": "encoder",
+                "by_encoder_seed": values,
+                "encoder_spread": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+            }
+        )
+    for model, figure in heads.items():
+        figures[model] = figure
+        title = _TITLES.get(model) or MODELS[model].title
+        rows.append(
+            {
+                "name": model,
+                "title": title,
+                "kind": "baseline",
+                "by_encoder_seed": [],
+                "encoder_spread": None,
+            }
+        )
+    reference = variants[0].name
+    against = _against(figures, reference)
+    return {
+        "name": name,
+        "metric": METRIC,
+        "cohort": judged.cohort,
+        "evaluation_seconds": judged.seconds,
+        "skipped": judged.skipped,
+        "spaces": [asdict(one) for one in trained],
+        "reference": reference,
+        "models": [
+            {
+                **row,
+                **figures[row["name"]].interval.to_dict(),
+                "against_reference": against.get(row["name"]),
+            }
+            for row in rows
+        ],
+    }
+
+
+def _against(figures: Mapping[str, Replicates], reference: str) -> dict[str, Any]:
+    """Return each other model's paired difference to the reference; all are one family for Holm."""
+    differences = {
+        name: figure.minus(figures[reference])
+        for name, figure in figures.items()
+        if name != reference
+    }
+    p = [two_sided_p(difference) for difference in differences.values()]
+    return {
+        name: {"difference": difference.interval.to_dict(), "p": raw, "p_holm": float(corrected)}
+        for (name, difference), raw, corrected in zip(differences.items(), p, holm(p), strict=True)
+    }
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """Return one data set's result as a Markdown table, one model a line."""
+    cohort = result["cohort"]
+    reference = next(m["title"] for m in result["models"] if m["name"] == result["reference"])
+    lines = [
+        f"**{result['name']}** (next {cohort['horizon_days']} days, {cohort['test_rows']:,} rows "
+        f"of test users)",
+        "",
+        f"| model | micro AUC | by encoder seed | difference to {reference} | p |",
+        "|---|---|---|---|---|",
+    ]
+    for model in result["models"]:
+        against = model["against_reference"]
+        cells = [
+            model["title"],
+            f"{model['value']:.3f} [{model['low']:.3f}, {model['high']:.3f}]",
+            ", ".join(f"{value:.3f}" for value in model["by_encoder_seed"]),
+        ]
+        if against is None:
+            cells += ["", ""]
+        else:
+            found = against["difference"]
+            text = f"{found['value']:+.3f}"
+            sure = against["p_holm"] < _SIGNIFICANT
+            bounds = f"[{found['low']:+.3f}, {found['high']:+.3f}]"
+            cells += [f"{f'**{text}**' if sure else text} {bounds}", f"{against['p_holm']:.3f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
