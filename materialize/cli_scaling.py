@@ -28,9 +28,10 @@ def scaling_group() -> None:
 @scaling_group.command("run")
 @REPO
 @_GRID
+@click.option("--only", default="*", help="Runs whose names match, for example 'w64*'.")
 @DRY_RUN
 @QUIET
-def run_command(repo: Path, grid: str, dry_run: bool, quiet: bool) -> None:
+def run_command(repo: Path, grid: str, only: str, dry_run: bool, quiet: bool) -> None:
     """Train what is left of the grid.
 
     No space is made. Safe to kill: repeat it, and it goes on. Each run is a JSON file.
@@ -38,10 +39,14 @@ def run_command(repo: Path, grid: str, dry_run: bool, quiet: bool) -> None:
     from materialize.scaling.run import run_scaling
 
     plan = _plan(repo, grid)
+    try:
+        told = plan.to_dict(only)
+    except ValueError as exc:
+        raise click.UsageError(str(exc)) from None
     if dry_run:
-        print_json(plan.to_dict())
+        print_json(told)
         return
-    runs = run_scaling(plan, progress=not quiet)
+    runs = run_scaling(plan, only=only, progress=not quiet)
     click.echo(f"{len(runs)} runs in {plan.folder}", err=True)
 
 

@@ -17,15 +17,21 @@ from encoder.clue.export import export_items, export_service
 from encoder.clue.from_rows import RowSequences
 from encoder.clue.inputs import ClueInputs
 from encoder.clue.network import user_vector
-from encoder.clue.serving import COLD, ITEMS, MODEL_FIELDS, SERVICE
+from encoder.clue.sequences import UserSequences
+from encoder.clue.serving import COLD, ITEMS, KEPT_ITEMS, MODEL_FIELDS, SERVICE
 from encoder.clue.training import ClueResult
 from encoder.export import require_parity
 from encoder.manifest import CLUE
 from encoder.rows import held_out
 
-__all__ = ["export_clue"]
+__all__ = ["export_clue", "kept_items"]
 
 _USERS_AT_ONCE = 65_536
+
+_KEPT_SHARE = 0.99
+"""Of the events: so many shall find the vectors of their items kept."""
+_LEAST_KEPT = 1024
+_MOST_KEPT_BYTES = 256 * 2**20
 
 
 def export_clue(
@@ -74,6 +80,7 @@ def export_clue(
             "n_guides": inputs.n_guides,
             **shape,
             "seed": config.model.seed,
+            KEPT_ITEMS: kept_items(rows.sequences, config.model.width),
             "services": list(rows.sequences.services),
         },
         dataset=dict(dataset),
@@ -93,6 +100,26 @@ def export_clue(
     warm = (rows.sample != 0).any(axis=1)
     require_parity(artifact, rows.sample[warm], expected[warm])
     return artifact
+
+
+def kept_items(sequences: UserSequences, width: int) -> int:
+    """Return how many item vectors serving shall keep: those of nearly all events there are.
+
+    Users meet few items of a catalogue often and most hardly ever: what is kept follows what they
+    really meet, not the catalogue's size. Never more than 256 MiB of vectors.
+
+    Parameters
+    ----------
+    sequences : UserSequences
+    width : int
+        Of an item vector, float32.
+    """
+    met = np.zeros(len(sequences.tokens), np.int64)
+    for events in sequences.services.values():
+        met += np.bincount(events.items, minlength=len(met))
+    covered = np.cumsum(np.sort(met)[::-1])
+    wanted = 1 + int(np.searchsorted(covered, _KEPT_SHARE * covered[-1])) if len(met) else 0
+    return min(max(wanted, _LEAST_KEPT), _MOST_KEPT_BYTES // (4 * width))
 
 
 def _embeddings(

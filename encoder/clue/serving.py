@@ -16,7 +16,7 @@ from encoder.clue.token_rows import TokenRows
 from encoder.clue.tokenizer import PAD
 from encoder.kinds import EncoderKind, Sessions
 
-__all__ = ["COLD", "ITEMS", "KIND", "MODEL_FIELDS", "SERVICE", "ClueRunner"]
+__all__ = ["COLD", "ITEMS", "KEPT_ITEMS", "KIND", "MODEL_FIELDS", "SERVICE", "ClueRunner"]
 
 Float32 = npt.NDArray[np.float32]
 Longs = npt.NDArray[np.int64]
@@ -31,8 +31,11 @@ MODEL_FIELDS = (
     *("head_width", "max_item_tokens", "max_events"),
 )
 
+KEPT_ITEMS = "kept_items"
+"""Field of the manifest's ``model``: item vectors kept in memory; decides no embedding."""
+
 _KEPT_ITEMS = 65_536
-"""Item vectors kept in memory: 32 MiB at a width of 128."""
+"""Where the field is missing: 32 MiB at a width of 128."""
 _AT_ONCE = 256
 """Items, or sequences of events, that go through a graph at once."""
 _ROWS = 1024
@@ -41,8 +44,8 @@ _ROWS = 1024
 class ClueRunner:
     """Encodes rows of token ids: each different item once, then each service of each user.
 
-    Vectors of the items used last are kept, so that a request pays for items that nobody met
-    lately, and for its own sequences of events.
+    Vectors of the items used last are kept, as many as the training users' events ask for, so that
+    a request pays for items that nobody met lately, and for its own sequences of events.
 
     A sequence is filled up to the next power of two, never to the longest of the batch: its sums
     then have the same terms whoever is in the batch, and an embedding is that of its row alone.
@@ -64,6 +67,7 @@ class ClueRunner:
         self._cold: Float32 = weights[COLD]
         self._n_guides, self._width = int(model["n_guides"]), int(model["width"])
         self._item_tokens, self._events = int(model["max_item_tokens"]), int(model["max_events"])
+        self._most_kept = int(model.get(KEPT_ITEMS, _KEPT_ITEMS))
         self._kept: OrderedDict[bytes, Float32] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -113,7 +117,7 @@ class ClueRunner:
             with self._lock:
                 for k, vector in zip(new, made, strict=True):
                     self._kept[named[k]] = vector.copy()  # a view would keep its whole batch
-                while len(self._kept) > _KEPT_ITEMS:
+                while len(self._kept) > self._most_kept:
                     self._kept.popitem(last=False)
         return vectors
 

@@ -8,8 +8,10 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from fnmatch import fnmatchcase
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -59,13 +61,20 @@ class ScalingPlan:
         """Return where a point's run is kept."""
         return self.folder / "runs" / f"{point.name}.json"
 
-    def to_do(self) -> list[Point]:
-        """Return the points without a run."""
-        return [point for point in self.grid.points() if not self.path(point).exists()]
+    def to_do(self, only: str = "*") -> list[Point]:
+        """Return the points without a run, of those whose names match a pattern.
 
-    def to_dict(self) -> dict[str, Any]:
+        Raises
+        ------
+        ValueError
+            None matches.
+        """
+        points = _named(self.grid.points(), only)
+        return [point for point in points if not self.path(point).exists()]
+
+    def to_dict(self, only: str = "*") -> dict[str, Any]:
         """Return JSON types, for `--dry-run`."""
-        points, left = self.grid.points(), self.to_do()
+        points, left = _named(self.grid.points(), only), self.to_do(only)
         return {
             "grid": self.grid.name,
             "points": [point.name for point in points],
@@ -74,6 +83,13 @@ class ScalingPlan:
             "operations_to_do_at_most": self.grid.budget * len(left),
             "folder": str(self.folder),
         }
+
+
+def _named(points: Sequence[Point], only: str) -> list[Point]:
+    found = [point for point in points if fnmatchcase(point.name, only)]
+    if not found:
+        raise ValueError(f"{only!r} given, no run of the grid has such a name: see --dry-run.")
+    return found
 
 
 def plan_scaling(settings: RepoSettings, grid: Grid) -> ScalingPlan:
@@ -96,12 +112,16 @@ def plan_scaling(settings: RepoSettings, grid: Grid) -> ScalingPlan:
     return ScalingPlan(grid, settings.data_dir / "scaling" / grid.name / key, clean, settings)
 
 
-def run_scaling(plan: ScalingPlan, *, progress: bool = True) -> list[dict[str, Any]]:
+def run_scaling(
+    plan: ScalingPlan, *, only: str = "*", progress: bool = True
+) -> list[dict[str, Any]]:
     """Train what is left of a grid, and return all its runs, see `read_runs`.
 
     Parameters
     ----------
     plan : ScalingPlan
+    only : str
+        Points to train, by a pattern of their names: several machines can share a grid out.
     progress : bool
         Show a bar over the runs on stderr.
 
@@ -117,12 +137,13 @@ def run_scaling(plan: ScalingPlan, *, progress: bool = True) -> list[dict[str, A
     Safe to kill and to repeat: a training goes on from its checkpoint, a finished run is not done
     again. Makes no space and touches nothing that is served.
     """
-    todo = plan.to_do()
+    todo = plan.to_do(only)
     if todo:
         sequences, tokenizer = _data(plan)
+        chosen = len(_named(plan.grid.points(), only))
         with tqdm(
-            total=len(plan.grid.points()),
-            initial=len(plan.grid.points()) - len(todo),
+            total=chosen,
+            initial=chosen - len(todo),
             desc=f"grid {plan.grid.name}",
             unit="run",
             disable=not progress,

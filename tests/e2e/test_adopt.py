@@ -73,7 +73,7 @@ def test_an_encoder_of_texts_is_adopted_once_its_tokenizer_is(
     # Longer items than the tokenizer makes would be other tokens.
     longer = CLUE["texts"] | {"tokenizer": artifact, "max_item_tokens": 9}
     _describe(newcomers, newcomers.parent, longer)
-    with pytest.raises(DataFault, match="max_item_tokens 9 given, the tokenizer of .* makes 8"):
+    with pytest.raises(DataFault, match=r"max_item_tokens 9 given, the tokenizer of .* makes 8"):
         _build(Context(newcomers))
     _describe(newcomers, newcomers.parent, CLUE["texts"] | {"tokenizer": artifact})
     _build(Context(newcomers))

@@ -142,6 +142,18 @@ def test_a_grid_goes_on_where_it_stopped_and_does_nothing_twice(
     assert min(run["best_loss"] for run in runs) < np.log(8) - 0.3
 
 
+def test_some_runs_of_a_grid_are_asked_for_by_name(repo: Path) -> None:
+    plan = _plan(repo, replace(TINY, budget=1e8))  # a grid of its own
+    only = "*-b16-*"
+    assert [point.batch_size for point in plan.to_do(only)] == [16, 16]
+    assert plan.to_dict(only)["runs"] == 2
+    runs = run_scaling(plan, only="*-b8-*", progress=False)
+    assert [run["batch_size"] for run in runs] == [8]
+    assert len(plan.to_do(only)) == len(plan.to_do()) == 2
+    with pytest.raises(ValueError, match="no run of the grid has such a name"):
+        plan.to_do("w99*")
+
+
 def test_other_data_or_another_budget_is_another_grid(repo: Path) -> None:
     plan = _plan(repo)
     assert _plan(repo, replace(TINY, budget=3e8)).folder != plan.folder

@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 
 from encoder.artifact import EncoderArtifact
 from encoder.clue import serving
+from encoder.clue.artifact import kept_items
 from encoder.clue.from_rows import OTHER_SERVICES, read_sequences
 from encoder.clue.inputs import ClueInputs
 from encoder.clue.network import ClueConfig, ClueNetwork, user_vector
-from encoder.clue.serving import COLD
+from encoder.clue.sequences import ServiceEvents, UserSequences
+from encoder.clue.serving import COLD, KEPT_ITEMS
 from encoder.columns import RawBatch, raw_batch
 from encoder.errors import ArtifactError, MalformedInput, SpaceMismatch
 from encoder.manifest import CLUE
@@ -101,7 +103,8 @@ def test_a_user_without_events_is_the_mean_user(artifact: EncoderArtifact) -> No
 def test_items_met_before_are_not_encoded_again(
     artifact: EncoderArtifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fresh = replace(artifact, _sessions={})
+    manifest = replace(artifact.manifest, model=artifact.manifest.model | {KEPT_ITEMS: 3})
+    fresh = replace(artifact, manifest=manifest, _sessions={})
     asked: list[int] = []
     new_items = serving.ClueRunner._new_items
 
@@ -110,7 +113,6 @@ def test_items_met_before_are_not_encoded_again(
         return new_items(self, tokens, threads)
 
     monkeypatch.setattr(serving.ClueRunner, "_new_items", counted)
-    monkeypatch.setattr(serving, "_KEPT_ITEMS", 3)
     first, other = [1, WORD, 2, WORD], [1, WORD + 1, 1, WORD + 2, 1, WORD + 3]
     one = fresh.encode(_batch([first, first, [1, WORD]]))
     assert asked == [2]
@@ -121,6 +123,23 @@ def test_items_met_before_are_not_encoded_again(
     assert asked == [2, 3, 2]
     kept = fresh._runner._kept.values()  # type: ignore[attr-defined]
     assert [vector.base for vector in kept] == [None] * 3, "what is kept holds no batch alive"
+
+
+def test_as_many_items_are_kept_as_nearly_all_events_are_of() -> None:
+    # 2,000 items are met 99 times each, 6,000 once.
+    often, seldom = np.repeat(np.arange(2_000), 99), np.arange(2_000, 8_000)
+    items = np.concatenate([often, seldom]).astype(np.int32)
+    halves = np.array_split(items, 2)
+    services = {
+        name: ServiceEvents(np.array([0, len(part)]), part)
+        for name, part in zip("ab", halves, strict=True)
+    }
+    sequences = UserSequences(np.ones((8_000, 4), np.int32), services, ("u",))
+    n = kept_items(sequences, 64)
+    assert 2_000 * 99 + (n - 2_000) >= 0.99 * len(items) > 2_000 * 99 + (n - 2_001)
+    assert kept_items(sequences, 64 * 1024) == 1024  # 256 MiB of such vectors
+    few = UserSequences(np.ones((2, 4), np.int32), {}, ("u",))
+    assert kept_items(few, 64) == 1024
 
 
 def test_more_rows_than_a_run_takes_are_encoded_in_order(artifact: EncoderArtifact) -> None:
