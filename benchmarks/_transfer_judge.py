@@ -77,6 +77,10 @@ def judge(
         for one in trained
     }
     first, *others = encoders
+    words = [f"palate evaluate --space {trained[0].space} --task {_TASK}"]
+    words += [f"--beside {one.space}" for one in trained[1:]]
+    words += [f"--seeds {head_seeds} --max-rows {max_rows} --resamples {n_resamples}"]
+    command = " ".join(words)
     found = evaluate(
         settings,
         encoders[first],
@@ -86,7 +90,7 @@ def judge(
         seeds=range(head_seeds),
         max_rows=max_rows,
         n_resamples=n_resamples,
-        facts={"space": trained[0].space, "command": _command(trained, head_seeds)},
+        facts={"space": trained[0].space, "command": command},
     )
     units = list(found.units)
     skipped: dict[str, str] = {}
@@ -106,12 +110,6 @@ def judge(
     ]
     seconds = round(sum(unit.seconds for unit in units), 1)
     return Judged(measured, found.summary["cohort"], seconds, skipped)
-
-
-def _command(trained: Sequence[Trained], head_seeds: int) -> str:
-    words = [f"palate evaluate --space {trained[0].space}", f"--task {_TASK}"]
-    words += [f"--beside {one.space}" for one in trained[1:]]
-    return " ".join([*words, f"--seeds {head_seeds}"])
 
 
 def _renamed(measurement: Measurement, first: str) -> Measurement:

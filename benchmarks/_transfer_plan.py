@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from benchmarks._hetrec import DATASET_FILE, write_dataset
 
 __all__ = [
@@ -33,6 +35,12 @@ class Network:
     """Of both transformers of an encoder of texts."""
     layers: int = 1
     """Of each of them."""
+    batch_size: int = 64
+    """Users a step: the held-out loss of small networks is lower than with more
+    (docs/guides/scaling.md)."""
+    max_item_tokens: int = 16
+    max_events: int = 16
+    """Of texts: half the cost of the data sets' own limits, and a lower held-out loss."""
     max_epochs: int = 30
     patience: int = 6
     """Epochs without improvement before training stops."""
@@ -54,7 +62,10 @@ class Variant:
     needs : str or None
         Variant whose space of the same seed this one is built on.
     sections : mapping
-        Further sections of palate.yaml; ``{space}`` in a value stands for that space's number.
+        Fields of palate.yaml by section, which go before those that all variants share; the value
+        ``{space}`` stands for that space's number.
+    elsewhere : str or None
+        Variant of another data set whose encoders are judged here, without any training.
     """
 
     name: str
@@ -63,6 +74,7 @@ class Variant:
     positives: str | None = None
     needs: str | None = None
     sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    elsewhere: str | None = None
 
 
 VARIANTS = (
@@ -75,6 +87,13 @@ VARIANTS = (
         "hybrid",
         needs="services",
         sections={"hybrid": {"space": "{space}"}},
+    ),
+    Variant(
+        "elsewhere",
+        "contrast between services of {other}, never trained on these users",
+        "clue",
+        needs="services",
+        elsewhere="services",
     ),
 )
 """The first one is what the others are compared with; one that others need stands before them."""
@@ -91,9 +110,12 @@ class TransferData:
         What suits the number of its users, the same for all variants.
     generated : bool
         Written by a script into the repository; else shipped as ``datasets/<name>.yaml``.
+    other : str
+        Data set whose encoders are judged here, too; the two share no user and no item.
     """
 
     name: str
+    other: str
     clue_training: Mapping[str, Any] = field(default_factory=dict)
     generated: bool = False
 
@@ -102,24 +124,37 @@ class TransferData:
         """Name for ``palate init``."""
         return "my_data" if self.generated else self.name
 
-    def prepare(self, repo: Path) -> str:
-        """Write what is to be generated and is not there; return ``dataset`` of palate.yaml."""
-        if not self.generated:
-            return f"datasets/{self.name}.yaml"
-        folder = repo / "datasets" / self.name
-        # The YAML is written last. Newer files would be other data to all later steps.
-        if not (folder / DATASET_FILE).exists():
-            write_dataset(Path(os.environ["PALATE_DATA"]) / self.name, folder)
-        return (folder / DATASET_FILE).relative_to(repo).as_posix()
+    def prepare(self, repo: Path, network: Network, tokenizer: str | None = None) -> str:
+        """Write what is to be generated and is not there; return ``dataset`` of palate.yaml.
+
+        ``tokenizer`` is the folder of the artifact whose tokenizer makes the tokens.
+        """
+        described = Path("datasets", f"{self.name}.yaml")
+        if self.generated:
+            folder = repo / "datasets" / self.name
+            # The YAML is written last. Newer files would be other data to all later steps.
+            if not (folder / DATASET_FILE).exists():
+                write_dataset(Path(os.environ["PALATE_DATA"]) / self.name, folder)
+            described = (folder / DATASET_FILE).relative_to(repo)
+        content = yaml.safe_load((repo / described).read_text("utf-8"))
+        content["texts"] |= {
+            "max_item_tokens": network.max_item_tokens,
+            "max_events": network.max_events,
+        }
+        if tokenizer is not None:
+            content["texts"]["tokenizer"] = tokenizer
+        (repo / described).write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
+        return described.as_posix()
 
 
 DATASETS = (
-    TransferData("amazon_crossdomain"),
+    TransferData("amazon_crossdomain", "hetrec_lastfm2k"),
     # 1,367 users have both services before the cut-off: held-out ones of one service fill no batch
-    # of 128, and 256 a step are five steps an epoch, too few for the default's 100 of warm-up.
+    # of 128, and an epoch has some 20 steps, too few for the default's 100 of warm-up.
     TransferData(
         "hetrec_lastfm2k",
-        {"batch_size": 128, "validation_users": 64, "warmup_steps": 20},
+        "amazon_crossdomain",
+        {"validation_users": 64, "warmup_steps": 20},
         generated=True,
     ),
 )
@@ -183,11 +218,15 @@ def config(
             "item_layers": network.layers,
             "service_layers": network.layers,
         }
-        found["clue_training"] = {"positives": variant.positives, **epochs, **data.clue_training}
+        found["clue_training"] = {
+            "positives": variant.positives,
+            "batch_size": network.batch_size,
+            **epochs,
+            **data.clue_training,
+        }
     else:
         found["training"] = {"max_rows": network.max_rows, **epochs}
     for section, fields in variant.sections.items():
-        found[section] = {
-            key: space if value == "{space}" else value for key, value in fields.items()
-        }
+        told = {key: space if value == "{space}" else value for key, value in fields.items()}
+        found[section] = found.get(section, {}) | told
     return found
