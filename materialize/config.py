@@ -65,7 +65,8 @@ class HybridSettings(BaseModel):
 
     space: int = Field(ge=1)
     """A space of kind ``clue``: its encoder gives the vector of a user's texts. It must have been
-    trained on the item texts of today's raw features, and on nothing from the cut-off on."""
+    trained on the item texts of today's raw features, and on nothing that its users did from the
+    cut-off on."""
 
 
 class StreamSettings(BaseModel):

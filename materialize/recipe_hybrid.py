@@ -17,6 +17,7 @@ from encoder.hybrid.inputs import VECTOR, blocks_schema, vector_block
 from encoder.hybrid.serving import text_vectors
 from encoder.manifest import CLUE, FLOAT32
 from encoder.schema import FeatureSchema
+from materialize.adopt import OTHER_USERS
 from materialize.batch import open_source
 from materialize.config import CONFIG_FILE, RepoSettings
 from materialize.features import current_data_fingerprint, current_modalities
@@ -191,9 +192,9 @@ def _contrastive_space(
             f"it reads item texts {theirs.modality_version}, those of the raw features are "
             f"{texts.modality_version}"
         )
-    elif theirs != texts:
-        fault = "the limits of `texts` in dataset.yaml are others now"
-    elif datetime.fromisoformat(manifest.data_cutoff) > end:
+    elif any(most > theirs.token_columns.get(k, 0) for k, most in texts.token_columns.items()):
+        fault = "`texts` in dataset.yaml allows longer texts now than it was trained on"
+    elif datetime.fromisoformat(manifest.data_cutoff) > end and not space.facts.get(OTHER_USERS):
         fault = (
             f"it learned from events up to {manifest.data_cutoff}, evaluation.cutoff is "
             f"{end.isoformat()}"

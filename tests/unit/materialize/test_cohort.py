@@ -22,6 +22,7 @@ from materialize.evaluate.moments import open_events
 from materialize.features import current_modalities
 from materialize.study.variant import Variant
 from tests.cohorts import tiny_cohort
+from tests.encoders import CLUE_SCHEMA
 from tests.unit.materialize.cohort_tables import at, make_repository, write_clean_events
 from transforms import runtime
 from transforms.clean import CleanTables
@@ -351,6 +352,14 @@ def test_encoder_of_other_item_vectors_is_refused() -> None:
     world, other = tiny_cohort(), tiny_cohort(seed=1)
     with pytest.raises(EvaluationFault, match="modality version"):
         world.cohort.encode(other.encoder)
+
+
+def test_encoder_of_blocks_and_other_item_texts_is_refused() -> None:
+    cohort = dataclasses.replace(tiny_cohort().cohort, texts=CLUE_SCHEMA)
+    other = cohort.schema.with_texts(dataclasses.replace(CLUE_SCHEMA, modality_version="f" * 12))
+    given = CLUE_SCHEMA.modality_version
+    with pytest.raises(EvaluationFault, match=f"and 'ffffffffffff', the .* and '{given}'"):
+        next(cohort.batches(other))
 
 
 def test_mean_vectors_are_those_of_the_longest_window() -> None:

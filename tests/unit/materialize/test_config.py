@@ -82,6 +82,11 @@ def test_data_may_lie_elsewhere(tmp_path: Path) -> None:
             MINIMAL + "memory_limit_mb: 12\n",
             "memory_limit_mb: Input should be greater than or equal to 256",
         ),
+        (MINIMAL + "encoder: tree\n", "encoder: Input should be 'autoencoder', 'clue' or 'hybrid'"),
+        (
+            MINIMAL + "hybrid: {space: 0}\n",
+            "hybrid.space: Input should be greater than or equal to 1",
+        ),
         (MINIMAL + "training: fast\n", "training: Input should be a valid dict"),
     ],
 )

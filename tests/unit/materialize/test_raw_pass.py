@@ -255,6 +255,31 @@ def test_live_targets_leave_out_a_space_of_other_item_vectors(world: World) -> N
     }
 
 
+def test_live_targets_leave_out_a_space_of_blocks_and_of_other_texts(world: World) -> None:
+    """Whoever reads both needs both as they were."""
+    world.run()
+    vectors, texts, other = "a" * 12, "b" * 12, "f" * 12
+    state = {"modality_version": vectors, "texts_version": texts}
+    write_json(world.settings.features_dir / "state.json", state)
+    world.ledger.add_consumer("home", 1, who="test", why="")
+    for facts, fresh in (
+        ({"modality_version": vectors, "texts_version": texts}, True),
+        ({"modality_version": vectors, "texts_version": other}, False),
+        ({"modality_version": other, "texts_version": texts}, False),
+    ):
+        world.ledger.update_facts(1, facts)
+        live = live_targets(world.settings, world.ledger)
+        assert (1 in [space.number for space in live.spaces]) == fresh, facts
+        if not fresh:
+            assert live.skipped[ONE] == (
+                f"space 1 reads item vectors {facts['modality_version']} and item texts "
+                f"{facts['texts_version']}, raw features hold {vectors} and item texts {texts}"
+            )
+    write_json(world.settings.features_dir / "state.json", {"modality_version": vectors})
+    world.ledger.update_facts(1, state)
+    assert ONE in live_targets(world.settings, world.ledger).skipped, "texts are there no more"
+
+
 def test_late_rows_since_the_earliest_run_reach_every_space(world: World) -> None:
     """A pass over a range takes what any of its spaces may not have seen."""
     start = datetime(2099, 1, 1, tzinfo=timezone.utc)

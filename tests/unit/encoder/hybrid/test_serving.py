@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from encoder.artifact import EncoderArtifact
 from encoder.clue.serving import COLD
 from encoder.columns import ArrayColumn, RawBatch
+from encoder.decoding import decode_taste
 from encoder.errors import ArtifactError, MalformedInput, SpaceMismatch
 from encoder.hybrid.artifact import compose_hybrid, require_same_embeddings
 from encoder.hybrid.inputs import VECTOR, HybridInputs, blocks_schema, texts_schema
@@ -165,6 +166,12 @@ def test_time_events_and_status_come_from_all_that_is_read(artifact: EncoderArti
     blocks = Preprocessor.fit(SCHEMA, [batch]).summary(batch)
     assert found.status.tolist() == blocks.status.tolist()
     assert found.n_events.tolist() == blocks.n_events.tolist()
+
+
+def test_the_decoder_tells_tastes_as_the_autoencoders_does(artifact: EncoderArtifact) -> None:
+    embedding, blocks = artifact.encode(_batch(5)), _blocks_alone(artifact)
+    found = decode_taste(artifact, embedding, "collaborative_7d")
+    assert np.array_equal(found, decode_taste(blocks, embedding, "collaborative_7d"))
 
 
 # --- what is refused
