@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks._transfer_plan import METRIC
 from benchmarks._transfer_repo import Trained, note
 from encoder.artifact import EncoderArtifact
 from encoder.resampling import Replicates, user_draws
+from materialize.adopt import OTHER_USERS
 from materialize.context import Context
 from materialize.evaluate.cohort_build import build_cohort
 from materialize.evaluate.measurement import EMBEDDING, Measurement
@@ -22,9 +25,9 @@ from materialize.evaluate.run import evaluate, space_folder
 from materialize.evaluate.units import Unit, read_unit, write_unit
 from transforms.runtime import load_encoder
 
-__all__ = ["Judged", "judge"]
+__all__ = ["Judged", "judge", "together"]
 
-_TASK, _GROUP, _COLES = "probe", "all", "coles"
+_TASK, _GROUP, _COLES, _POPULARITY = "probe", "all", "coles", "popularity"
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +37,7 @@ class Judged:
     Attributes
     ----------
     measurements : list of Measurement
-        Micro AUC on all test rows: one a model and seed of the heads, ``space_N`` for the space of
-        that number.
+        Micro AUC on all test rows: one a model and seed of the heads, `Trained.model` for a space.
     cohort : dict
         Facts of the cohort, as of an evaluation's summary.
     seconds : float
@@ -57,12 +59,14 @@ def judge(
     head_seeds: int,
     max_rows: int,
     n_resamples: int,
+    baselines: bool = True,
 ) -> Judged:
     """Judge spaces and baselines on the same users, as ``palate evaluate --task probe`` does.
 
     The first space is that of ``--space``, the others stand ``--beside`` it, and what is measured
     lies where that command looks for it. The probe has no CoLES: its vectors are judged here under
-    the same head, on the same resamples of the users.
+    the same head, on the same resamples of the users. Without ``baselines``, popularity is the only
+    one.
 
     Raises
     ------
@@ -76,6 +80,7 @@ def judge(
         of_space(one.space): load_encoder(settings.artifacts_url, one.encoder_version)
         for one in trained
     }
+    spaces = [context.ledger.space(one.space) for one in trained]
     first, *others = encoders
     words = [f"palate evaluate --space {trained[0].space} --task {_TASK}"]
     words += [f"--beside {one.space}" for one in trained[1:]]
@@ -86,6 +91,8 @@ def judge(
         encoders[first],
         folder=folder,
         tasks=[_TASK],
+        models=None if baselines else [_POPULARITY],
+        other_users={s.encoder_version for s in spaces if s.facts.get(OTHER_USERS)},
         beside={name: encoders[name] for name in others},
         seeds=range(head_seeds),
         max_rows=max_rows,
@@ -94,7 +101,7 @@ def judge(
     )
     units = list(found.units)
     skipped: dict[str, str] = {}
-    why = missing(_COLES)
+    why = missing(_COLES) if baselines else "told with the first repository"
     if why is None:
         units += [
             _coles(repo, found.folder, encoders[first], seed, max_rows, n_resamples)
@@ -102,8 +109,9 @@ def judge(
         ]
     else:
         skipped[_COLES] = why
+    names = {of_space(one.space): one.model for one in trained} | {EMBEDDING: trained[0].model}
     measured = [
-        _renamed(m, first)
+        Measurement(**{**vars(m), "model": names.get(m.model, m.model)})
         for unit in units
         for m in unit.measurements
         if m.metric == METRIC and m.group == _GROUP
@@ -112,11 +120,27 @@ def judge(
     return Judged(measured, found.summary["cohort"], seconds, skipped)
 
 
-def _renamed(measurement: Measurement, first: str) -> Measurement:
-    """Return the measurement of a space under the space's name, whichever was judged first."""
-    if measurement.model != EMBEDDING:
-        return measurement
-    return Measurement(**{**vars(measurement), "model": first})
+def together(own: Judged, adopted: Judged) -> Judged:
+    """Return what was found of one data set's users in two repositories.
+
+    The second one's texts are of another tokenizer; users, labels and resamples must be the same,
+    which popularity tells: it reads none of the features.
+
+    Raises
+    ------
+    ValueError
+        They are not.
+    """
+    for seed in {m.seed for m in own.measurements}:
+        one, other = (
+            next(m for m in each.measurements if (m.model, m.seed) == (_POPULARITY, seed))
+            for each in (own, adopted)
+        )
+        if not np.array_equal(one.replicates, other.replicates):
+            raise ValueError("The two repositories judge on other users. Use a new work folder.")
+    further = [m for m in adopted.measurements if m.model != _POPULARITY]
+    seconds = own.seconds + adopted.seconds
+    return Judged([*own.measurements, *further], own.cohort, seconds, own.skipped)
 
 
 def _coles(

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -19,7 +19,9 @@ import yaml
 from benchmarks._environment import ROOT
 from benchmarks._transfer_plan import Network, TransferData, Variant, config
 from materialize.config import CONFIG_FILE
+from materialize.context import Context
 from materialize.demo import feast_apply
+from materialize.evaluate.models.registry import of_space
 from materialize.template import init_repository
 
 __all__ = ["Trained", "TransferRepo", "note"]
@@ -33,6 +35,8 @@ class Trained:
 
     Attributes
     ----------
+    repository : str
+        Where the space is.
     variant : str
     seed, space : int
     encoder_version : str
@@ -42,6 +46,7 @@ class Trained:
         Wall time of the command that trained it, start of Python included.
     """
 
+    repository: str
     variant: str
     seed: int
     space: int
@@ -51,6 +56,11 @@ class Trained:
     validation_loss: float
     seconds: float
 
+    @property
+    def model(self) -> str:
+        """Name among measurements of several repositories."""
+        return f"{self.repository} {of_space(self.space)}"
+
 
 class TransferRepo:
     """A feature repository under a work folder.
@@ -59,18 +69,21 @@ class TransferRepo:
     long each space took to train, which a repeated command could not tell.
     """
 
-    def __init__(self, work: Path, data: TransferData, network: Network) -> None:
+    def __init__(self, work: Path, data: TransferData, network: Network, suffix: str = "") -> None:
         self.data, self.network = data, network
-        self.repo = work / data.name
+        self.repo = work / f"{data.name}{suffix}"
         self._dataset: str | None = None
 
-    def prepare(self) -> None:
-        """Make the repository unless it is there, build its raw features and apply its views."""
+    def prepare(self, tokenizer: str | None = None) -> None:
+        """Make the repository unless it is there, build its raw features and apply its views.
+
+        ``tokenizer`` is as of `TransferData.prepare`.
+        """
         if not (self.repo / CONFIG_FILE).exists():
             init_repository(self.repo, self.data.shipped)
-        self._dataset = self.data.prepare(self.repo)
+        self._dataset = self.data.prepare(self.repo, self.network, tokenizer)
         self._configure()
-        note(f"{self.data.name}: raw features")
+        note(f"{self.repo.name}: raw features")
         self._palate("data", "validate")
         self._palate("features", "build")
         feast_apply(self.repo)
@@ -79,13 +92,28 @@ class TransferRepo:
         """Train each variant with each seed; return the spaces by variant, then seed."""
         found: dict[tuple[str, int], Trained] = {}
         for seed in seeds:
-            for variant in variants:
+            for variant in (v for v in variants if v.elsewhere is None):
                 needed = None if variant.needs is None else found[variant.needs, seed].space
                 note(f"{self.data.name}: {variant.title}, encoder seed {seed}")
                 self._configure(seed, variant, needed)
                 found[variant.name, seed] = self._train(variant.name, seed)
         self._configure()
-        return [found[variant.name, seed] for variant in variants for seed in seeds]
+        return [found[v.name, seed] for v in variants if v.elsewhere is None for seed in seeds]
+
+    def artifact(self, space: int) -> str:
+        """Return the folder of a space's artifact."""
+        return Context(self.repo).ledger.space(space).artifact_url
+
+    def adopt(
+        self, variant: str, encoders: Sequence[Trained], urls: Sequence[str]
+    ) -> list[Trained]:
+        """Make spaces of encoders that another repository trained."""
+        spaces = []
+        for one, url in zip(encoders, urls, strict=True):
+            told = json.loads(self._palate("spaces", "adopt", url, "--other-users"))
+            here = {"repository": self.repo.name, "variant": variant, "space": told["space"]}
+            spaces.append(replace(one, **here, seconds=0.0))
+        return spaces
 
     def _configure(
         self, seed: int = 0, variant: Variant | None = None, space: int | None = None
@@ -103,7 +131,8 @@ class TransferRepo:
         if told.pop("new") or told["encoder_version"] not in kept:
             kept[told["encoder_version"]] = seconds
             path.write_text(json.dumps(kept, indent=1), "utf-8")
-        return Trained(variant, seed, seconds=kept[told["encoder_version"]], **told)
+        seconds = kept[told["encoder_version"]]
+        return Trained(self.repo.name, variant, seed, seconds=seconds, **told)
 
     def _palate(self, *words: str) -> str:
         """Run a command of this checkout on the repository; return what it wrote to stdout."""

@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks._transfer_plan import METRIC
 from encoder.resampling import Replicates
 from materialize.evaluate.measurement import Measurement
-from materialize.evaluate.models.registry import MODELS, of_space
+from materialize.evaluate.models.registry import MODELS
 from materialize.evaluate.statistics import holm, over_seeds, two_sided_p
 
 if TYPE_CHECKING:
@@ -57,9 +57,13 @@ def mean_over_encoders(figures: Sequence[Replicates]) -> Replicates:
 
 
 def summarise(
-    name: str, variants: Sequence[Variant], trained: Sequence[Trained], judged: Judged
+    name: str,
+    variants: Sequence[Variant],
+    trained: Sequence[Trained],
+    judged: Judged,
+    other: str = "",
 ) -> dict[str, Any]:
-    """Return one data set's result, JSON types.
+    """Return one data set's result, JSON types; ``other`` is the data set of adopted encoders.
 
     Returns
     -------
@@ -80,13 +84,13 @@ def summarise(
     figures: dict[str, Replicates] = {}
     rows: list[dict[str, Any]] = []
     for variant in variants:
-        own = [heads.pop(of_space(one.space)) for one in trained if one.variant == variant.name]
+        own = [heads.pop(one.model) for one in trained if one.variant == variant.name]
         figures[variant.name] = mean_over_encoders(own)
         values = [one.value for one in own]
         rows.append(
             {
                 "name": variant.name,
-                "title": variant.title,
+                "title": variant.title.format(other=other),
                 "kind": "encoder",
                 "by_encoder_seed": values,
                 "encoder_spread": float(np.std(values, ddof=1)) if len(values) > 1 else None,

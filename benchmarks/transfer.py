@@ -3,9 +3,9 @@
 On data sets of several services (``PALATE_DATA``), encoders of each kind in ``VARIANTS`` are
 trained with several seeds and alike small networks. A linear model on the frozen vectors says which
 kinds of item a user consumes next, beside mean item vectors, CoLES, a linear model on the raw
-inputs, popularity, and a network trained for this task alone. Figures are means over the seeds of
-encoders and heads, with 95% intervals over the test users; differences to the first variant are
-paired.
+inputs, popularity, and a network trained for this task alone. Encoders of one data set are judged
+on the users of the other, too, of whom they saw none. Figures are means over the seeds of encoders
+and heads, with 95% intervals over the test users; differences to the first variant are paired.
 
 Repositories stay in the work folder. Killed and called again, the benchmark goes on, and data sets
 that are not named keep their place in the result. One thread: OMP_NUM_THREADS=1.
@@ -16,40 +16,83 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks._environment import commit, hardware, versions
-from benchmarks._transfer_judge import judge
+from benchmarks._transfer_judge import Judged, judge, together
 from benchmarks._transfer_plan import DATASETS, VARIANTS, Network, TransferData, Variant, chosen
-from benchmarks._transfer_repo import TransferRepo, note
+from benchmarks._transfer_repo import Trained, TransferRepo, note
 from benchmarks._transfer_results import markdown, summarise
 from benchmarks.harness import RESULTS
 from materialize.evaluate.task import MAX_ROWS, RESAMPLES
 
 
-def measure(
+@dataclass(frozen=True)
+class Place:
+    """A data set's repository and its spaces."""
+
+    repo: TransferRepo
+    trained: list[Trained]
+
+
+def train(
     work: Path,
     data: TransferData,
     variants: Sequence[Variant],
     network: Network,
-    *,
     encoder_seeds: int,
+) -> Place:
+    """Train all variants on one data set."""
+    repo = TransferRepo(work, data, network)
+    repo.prepare()
+    return Place(repo, repo.train(variants, range(encoder_seeds)))
+
+
+def measure(
+    work: Path,
+    places: Mapping[str, Place],
+    name: str,
+    variants: Sequence[Variant],
+    *,
     head_seeds: int,
     max_rows: int,
     n_resamples: int,
 ) -> dict[str, Any]:
-    """Train and judge on one data set; see ``_transfer_results.summarise``."""
-    place = TransferRepo(work, data, network)
-    place.prepare()
-    trained = place.train(variants, range(encoder_seeds))
-    note(f"{data.name}: probe of {len(trained)} spaces")
-    judged = judge(
-        place.repo, trained, head_seeds=head_seeds, max_rows=max_rows, n_resamples=n_resamples
-    )
-    return summarise(data.name, variants, trained, judged)
+    """Judge on one data set; see ``_transfer_results.summarise``."""
+    own = places[name]
+    data, trained = own.repo.data, own.trained
+
+    def judged(repo: Path, spaces: Sequence[Trained], *, baselines: bool) -> Judged:
+        note(f"{repo.name}: probe of {len(spaces)} spaces")
+        return judge(
+            repo,
+            spaces,
+            head_seeds=head_seeds,
+            max_rows=max_rows,
+            n_resamples=n_resamples,
+            baselines=baselines,
+        )
+
+    found = judged(own.repo.repo, trained, baselines=True)
+    for variant in variants:
+        if variant.elsewhere is not None and data.other in places:
+            adopted = adopt(work, places[data.other], own.repo, variant)
+            there = judged(work / adopted[0].repository, adopted, baselines=False)
+            found, trained = together(found, there), [*trained, *adopted]
+    present = {one.variant for one in trained}
+    return summarise(name, [v for v in variants if v.name in present], trained, found, data.other)
+
+
+def adopt(work: Path, origin: Place, here: TransferRepo, variant: Variant) -> list[Trained]:
+    """Make spaces of another data set's encoders, in a repository with texts of its tokenizer."""
+    encoders = [one for one in origin.trained if one.variant == variant.elsewhere]
+    urls = [origin.repo.artifact(one.space) for one in encoders]
+    repo = TransferRepo(work, here.data, here.network, suffix=f"-of-{here.data.other}")
+    repo.prepare(tokenizer=urls[0])
+    return repo.adopt(variant.name, encoders, urls)
 
 
 def write(path: Path, settings: dict[str, Any], found: dict[str, Any]) -> None:
@@ -108,17 +151,26 @@ def main() -> None:
         max_rows=args.autoencoder_rows,
     )
     how = {
-        "encoder_seeds": args.encoder_seeds,
         "head_seeds": args.head_seeds,
         "max_rows": args.max_rows,
         "n_resamples": args.resamples,
     }
-    settings = {"variants": [v.name for v in variants], "network": asdict(network), **how}
-    for data in DATASETS:
-        if args.dataset is None or data.name in args.dataset:
-            found = measure(args.work.resolve(), data, variants, network, **how)
-            write(args.output, settings, found)
-            print(markdown(found) + "\n", flush=True)
+    settings = {
+        "variants": [v.name for v in variants],
+        "network": asdict(network),
+        "encoder_seeds": args.encoder_seeds,
+        **how,
+    }
+    work = args.work.resolve()
+    places = {
+        data.name: train(work, data, variants, network, args.encoder_seeds)
+        for data in DATASETS
+        if args.dataset is None or data.name in args.dataset
+    }
+    for name in places:
+        found = measure(work, places, name, variants, **how)
+        write(args.output, settings, found)
+        print(markdown(found) + "\n", flush=True)
     note(f"written to {args.output}")
 
 

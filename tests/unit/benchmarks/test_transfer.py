@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks._transfer_judge import Judged
+from benchmarks._transfer_judge import Judged, together
 from benchmarks._transfer_plan import DATASETS, VARIANTS, Network, Variant, chosen, config
 from benchmarks._transfer_repo import Trained
 from benchmarks._transfer_results import markdown, mean_over_encoders, summarise
@@ -22,7 +22,7 @@ def _measured(model: str, seed: int, value: float) -> Measurement:
 
 
 def _trained(variant: str, seed: int, space: int) -> Trained:
-    return Trained(variant, seed, space, f"v{space}", 100, 3, 1.5, 60.0)
+    return Trained("repo", variant, seed, space, f"v{space}", 100, 3, 1.5, 60.0)
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
@@ -33,14 +33,15 @@ def test_settings_differ_by_variant_and_seed_only(variant: Variant) -> None:
     if variant.positives:
         assert found["clue"]["width"] == 32
         assert found["clue_training"]["positives"] == variant.positives
-        assert found["clue_training"]["batch_size"] == 128
+        assert found["clue_training"]["batch_size"] == 64
+        assert found["clue_training"]["warmup_steps"] == 20
     else:
         assert found["training"]["max_rows"] == Network().max_rows
     assert "{space}" not in str(found)
 
 
 def test_a_variant_is_told_the_space_that_it_needs() -> None:
-    hybrid = next(v for v in VARIANTS if v.needs is not None)
+    hybrid = next(v for v in VARIANTS if v.sections)
     found = config("datasets/x.yaml", DATASETS[0], Network(), 0, hybrid, 7)
     assert found["hybrid"] == {"space": 7}
 
@@ -82,7 +83,8 @@ def test_figures_are_means_over_both_kinds_of_seeds_and_differences_are_paired()
         _trained("crops", 0, 3),
         _trained("crops", 1, 4),
     ]
-    values = {"space_1": 0.6, "space_2": 0.7, "space_3": 0.5, "space_4": 0.5, "popularity": 0.4}
+    values = {f"repo space_{k}": v for k, v in enumerate((0.6, 0.7, 0.5, 0.5), 1)}
+    values["popularity"] = 0.4
     measured = [
         _measured(model, seed, value + 0.02 * seed)  # .01 more over the seeds of the head
         for model, value in values.items()
@@ -111,3 +113,15 @@ def test_figures_are_means_over_both_kinds_of_seeds_and_differences_are_paired()
     lines = markdown(found).splitlines()
     assert lines[4].startswith("| contrast between services | 0.660 [0.565, 0.755] | 0.610, 0.710")
     assert lines[5].endswith("| -0.150 [-0.150, -0.150] | 1.000 |")
+
+
+def test_figures_of_two_repositories_are_of_the_same_users() -> None:
+    own = Judged([_measured("popularity", 0, 0.4), _measured("repo space_1", 0, 0.6)], {}, 1.0, {})
+    there = [_measured("popularity", 0, 0.4), _measured("repo-of-x space_1", 0, 0.5)]
+    found = together(own, Judged(there, {}, 2.0, {}))
+    models = [m.model for m in found.measurements]
+    assert models == ["popularity", "repo space_1", "repo-of-x space_1"]
+    assert found.seconds == 3.0
+    others = Judged([_measured("popularity", 0, 0.41), there[1]], {}, 2.0, {})
+    with pytest.raises(ValueError, match="judge on other users"):
+        together(own, others)
