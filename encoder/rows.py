@@ -50,6 +50,14 @@ def held_out(users: Iterable[str], share: float) -> npt.NDArray[np.bool_]:
     )
 
 
+def in_share(users: Iterable[str], share: float) -> npt.NDArray[np.bool_]:
+    """Return which users are in a share of all, bool (n,), from the user id alone.
+
+    By another hash than `held_out`: users of a share are held out as often as others.
+    """
+    return held_out((f"share:{user}" for user in users), share)
+
+
 @dataclass(frozen=True)
 class RowSource:
     """Raw feature rows in Parquet files, read in a fixed order with bounded memory.

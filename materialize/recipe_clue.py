@@ -94,7 +94,9 @@ class ClueRecipe:
             shape.max_events,
         )
         source = RowSource(rows, self.schema, user_column=USER_KEY)
-        found = read_sequences(source, inputs, tokenizer.services, progress=progress)
+        found = read_sequences(
+            source, inputs, tokenizer.services, share=self._config.user_share, progress=progress
+        )
         result = train_clue(
             found.sequences,
             tokenizer.vocabulary,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ from encoder.clue.inputs import ClueInputs
 from encoder.clue.sequences import ServiceEvents, UserSequences
 from encoder.clue.token_rows import TokenRows
 from encoder.clue.tokenizer import UNKNOWN_SERVICE
-from encoder.rows import RowSource
+from encoder.rows import RowSource, in_share
 
 __all__ = ["OTHER_SERVICES", "RowSequences", "read_sequences"]
 
@@ -39,7 +40,12 @@ class RowSequences:
 
 
 def read_sequences(
-    source: RowSource, inputs: ClueInputs, services: tuple[str, ...], *, progress: bool = True
+    source: RowSource,
+    inputs: ClueInputs,
+    services: tuple[str, ...],
+    *,
+    share: float = 1.0,
+    progress: bool = True,
 ) -> RowSequences:
     """Read training rows, one a user.
 
@@ -49,6 +55,8 @@ def read_sequences(
     inputs : ClueInputs
     services : tuple of str
         Names of guide tokens 2, 3, ...
+    share : float
+        Share of the users to keep, by a hash, (0, 1].
     progress : bool
         Show a bar on stderr.
 
@@ -61,7 +69,8 @@ def read_sequences(
 
     Notes
     -----
-    Memory holds twelve bytes an event, and each different item once.
+    Memory holds twelve bytes an event of the users that are kept, and each of their different items
+    once.
     """
     number: dict[bytes, int] = {}
     users: list[str] = []
@@ -71,7 +80,8 @@ def read_sequences(
         total=source.count(), desc="sequences", unit="user", unit_scale=True, disable=not progress
     ) as bar:
         for batch in source.batches():
-            tokens = inputs.transform(batch)
+            kept = in_share(batch.users, share)
+            tokens = inputs.transform(batch)[kept]
             if not users:
                 sample = tokens[:_SAMPLE_ROWS]
             rows = TokenRows.of(tokens, inputs.n_guides)
@@ -81,7 +91,7 @@ def read_sequences(
             item_parts.append(np.array(ids, np.int32)[place.ravel()])
             row_parts.append(rows.row + len(users))
             guide_parts.append(rows.guide.astype(np.int32))
-            users += batch.users
+            users += compress(batch.users, kept)
             bar.update(batch.n_rows)
     row, guide = np.concatenate(row_parts), np.concatenate(guide_parts)
     item = np.concatenate(item_parts)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from encoder.clue.tokenizer import PAD, UNKNOWN_SERVICE
 from encoder.errors import DataFault
-from encoder.rows import held_out
+from encoder.rows import held_out, in_share
 
 __all__ = ["ClueBatch", "Noise", "Pairs", "ServiceEvents", "UserSequences", "Views"]
 
@@ -244,7 +244,7 @@ class Pairs:
         )  # (n_users, n_services)
         kept = held_out(sequences.users, held_out_share) == (part == "validation")
         if share < 1:
-            kept &= held_out((f"share:{user}" for user in sequences.users), share)
+            kept &= in_share(sequences.users, share)
         self.positives = positives
         enough = self.has.sum(1) >= (2 if positives == "services" else 1)
         self.users: Longs = np.flatnonzero(kept & enough)

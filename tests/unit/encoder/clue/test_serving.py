@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from encoder.clue.serving import COLD, KEPT_ITEMS
 from encoder.columns import RawBatch, raw_batch
 from encoder.errors import ArtifactError, MalformedInput, SpaceMismatch
 from encoder.manifest import CLUE
-from encoder.rows import RowSource, held_out
+from encoder.rows import RowSource, held_out, in_share
 from tests.encoders import CLUE_SCHEMA, tiny
 from tests.strategies import TOKENS, batches, random_batch, to_table, token_column
 
@@ -279,3 +280,25 @@ def test_rows_become_sequences_with_each_item_once(tmp_path: Path) -> None:
         OTHER_SERVICES: [[], [], [], [[1, WORD + 2], [1, WORD]]],
     }
     assert found.sample[:, :2].tolist() == [[2, WORD], [0, 0]]
+
+
+def test_a_share_of_the_users_is_read_and_no_item_of_the_others(tmp_path: Path) -> None:
+    lists = [[2, WORD + k % 3, 3, WORD] for k in range(40)]
+    pq.write_table(to_table(_batch(lists)), tmp_path / "rows.parquet")
+    source = RowSource(tmp_path / "rows.parquet", CLUE_SCHEMA, batch_rows=7)
+    whole, half = (
+        read_sequences(source, INPUTS, ("books", "films"), share=share, progress=False).sequences
+        for share in (1.0, 0.5)
+    )
+    assert half.users == tuple(compress(whole.users, in_share(whole.users, 0.5)))
+    assert 10 < len(half.users) < 30
+    for name, events in half.services.items():
+        assert len(events.starts) == len(half.users) + 1
+        assert (events.lengths == 1).all()
+        mine = [whole.users.index(user) for user in half.users]
+        assert (
+            half.tokens[events.items].tolist()
+            == whole.tokens[whole.services[name].items[mine]].tolist()
+        )
+    one = read_sequences(source, INPUTS, ("books", "films"), share=0.03, progress=False).sequences
+    assert len(one.tokens) <= 2 * len(one.users) < len(whole.tokens)
