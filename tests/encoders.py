@@ -173,11 +173,13 @@ def _export_blocks(schema: FeatureSchema, seed: int, modality: ModalityState) ->
 
 
 def export_tiny_hybrid(
-    schema: FeatureSchema = HYBRID_SCHEMA, modality: ModalityState = _WITH_TEXTS
+    schema: FeatureSchema = HYBRID_SCHEMA,
+    modality: ModalityState = _WITH_TEXTS,
+    clue: EncoderArtifact | None = None,
 ) -> EncoderArtifact:
     """Make a hybrid encoder: an autoencoder with initial weights, and `export_tiny_clue`'s."""
     blocks = _export_blocks(blocks_schema(schema, _CLUE.embedding_dim), 0, modality)
-    return compose_hybrid(blocks, tiny(CLUE), schema, modality)
+    return compose_hybrid(blocks, clue or tiny(CLUE), schema, modality)
 
 
 EXPORTED = {AUTOENCODER: export_tiny, CLUE: export_tiny_clue, HYBRID: export_tiny_hybrid}

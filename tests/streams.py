@@ -26,7 +26,7 @@ from materialize.ledger import Bridge, Space
 from materialize.publish import write_json
 from materialize.stream.apply import Applier, ApplyReport
 from materialize.stream.source import Delivery
-from tests.encoders import MODEL, export_tiny_clue, tiny_artifact
+from tests.encoders import MODEL, export_tiny_clue, export_tiny_hybrid, tiny_artifact
 from tests.repositories import TinyRepository
 from tests.strategies import TOKENS
 from transforms.embedding_views import declare_bridged_view
@@ -190,12 +190,21 @@ class TinyStream:
 
     def add_text_space(self) -> Space:
         """Register a contrastive encoder, which reads texts alone, as a ready space."""
+        return self._register(self._text_encoder(), FLOAT32, applied=True)
+
+    def add_hybrid_space(self) -> Space:
+        """Register an encoder that reads blocks and texts as a ready space."""
+        modality, texts = item_vectors(texts=True), self._text_encoder()
+        schema = self.layout.schema(modality.version).with_texts(texts.preprocessor.schema)
+        artifact = export_tiny_hybrid(schema, modality, texts)
+        return self._register(artifact, FLOAT32, applied=True)
+
+    def _text_encoder(self) -> EncoderArtifact:
         modality = item_vectors(texts=True)
         assert modality.texts is not None
         assert modality.texts_version is not None
         schema = self.layout.texts_schema(modality.texts_version, len(SERVICES))
-        artifact = export_tiny_clue(schema, modality, modality.texts.tokenizer.vocabulary)
-        return self._register(artifact, FLOAT32, applied=True)
+        return export_tiny_clue(schema, modality, modality.texts.tokenizer.vocabulary)
 
     def _register(self, artifact: EncoderArtifact, vectors: str, *, applied: bool) -> Space:
         settings, ledger = self.context.settings, self.context.ledger

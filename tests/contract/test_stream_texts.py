@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -39,7 +40,7 @@ from transforms.stream.circumstances import kept_circumstances
 from transforms.stream.events import StreamEvent
 
 USERS = itertools.count(1)
-POOLED, SAID = stored_view(1), stored_view(2)
+POOLED, SAID, BOTH = stored_view(1), stored_view(2), stored_view(3)
 HOUR = DAY // 24
 SERVICES = (None, "books", "music", "radio", "")
 """The tokenizer knows books and music."""
@@ -53,12 +54,14 @@ def settings(server: Server, folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def stream(redis_server: Server, tmp_path_factory: pytest.TempPathFactory) -> TinyStream:
-    """Space 1 reads pooled features and is pinned, space 2 reads texts and is the newest."""
+    """Space 1 reads pooled features, 2 texts, both are pinned; 3, the newest, reads both."""
     root = tmp_path_factory.mktemp("texts")
     made = TinyStream.make(root / "repository", settings(redis_server, root), texts=True)
     first = made.add_space()
-    made.add_text_space()
+    second = made.add_text_space()
+    made.add_hybrid_space()
     made.pin(first)
+    made.pin(second, "of texts")
     return made
 
 
@@ -114,7 +117,7 @@ def test_streamed_texts_and_their_embeddings_equal_a_recomputation(
         apply(applier, *events[start : start + 9], *events[max(0, start - 3) : start])
     found = check(stream, users, events)
     assert found.agrees, found.differences
-    assert {found.rows[view] for view in (ACTIVITY, TEXTS, POOLED, SAID)} == {6}
+    assert {found.rows[view] for view in (ACTIVITY, TEXTS, POOLED, SAID, BOTH)} == {6}
     texts = stream.online(TEXTS, users)
     assert max(map(len, texts["texts_tokens"])) > 40, "the newest of several services"
     activity = stream.online(ACTIVITY, users)
@@ -122,6 +125,8 @@ def test_streamed_texts_and_their_embeddings_equal_a_recomputation(
     made, on_demand = stream.online(SAID, users), stream.online(on_demand_view(2), users)
     for name in EMBEDDING_FEATURES:
         assert made[name] == on_demand[name], name
+    both = (stream.online(view, users)["embedding"] for view in (BOTH, on_demand_view(3)))
+    np.testing.assert_allclose(*both, rtol=0, atol=1e-6)
     # The check sees a service that differs.
     strange = [*events[:-1], consume(events[-1].user_id, 0, NOON + 1, service="music")]
     apply(applier, consume(events[-1].user_id, 0, NOON + 1, service="books"))
@@ -171,7 +176,7 @@ def test_redelivered_events_give_their_texts_again(stream: TinyStream, applier: 
     reports = [apply(applier, event) for event in events]
     again = applier.apply(deliveries(events, redelivered=True))
     assert again.written == 0
-    for view in (ACTIVITY, TEXTS, POOLED, SAID):
+    for view in (ACTIVITY, TEXTS, POOLED, SAID, BOTH):
         then = [row for report in reports for row in report.offline[view].to_pylist()]
         now = sorted(again.offline[view].to_pylist(), key=lambda row: row["event_timestamp"])
         assert now[-1] == then[-1], "the newest row with its own times"
