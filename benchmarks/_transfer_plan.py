@@ -80,6 +80,14 @@ class Variant:
 VARIANTS = (
     Variant("services", "contrast between services", "clue", positives="services"),
     Variant("crops", "contrast within a service", "clue", positives="crops"),
+    # Tells what contrast adds: a random network already knows which texts are alike.
+    Variant(
+        "untrained",
+        "that network with (almost) its initial weights",
+        "clue",
+        positives="services",
+        sections={"clue_training": {"max_steps": 1}},
+    ),
     Variant("autoencoder", "autoencoder", "autoencoder"),
     Variant(
         "hybrid",

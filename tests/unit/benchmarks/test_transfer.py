@@ -41,9 +41,12 @@ def test_settings_differ_by_variant_and_seed_only(variant: Variant) -> None:
 
 
 def test_a_variant_is_told_the_space_that_it_needs() -> None:
-    hybrid = next(v for v in VARIANTS if v.sections)
+    hybrid = next(v for v in VARIANTS if v.name == "hybrid")
     found = config("datasets/x.yaml", DATASETS[0], Network(), 0, hybrid, 7)
     assert found["hybrid"] == {"space": 7}
+    untrained = next(v for v in VARIANTS if v.name == "untrained")
+    section = config("datasets/x.yaml", DATASETS[0], Network(), 0, untrained)["clue_training"]
+    assert (section["max_steps"], section["batch_size"]) == (1, 64)
 
 
 def test_raw_features_are_of_no_variant() -> None:
