@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,18 @@ def test_texts_move_the_embeddings_of_users_and_the_space_tells_what_it_is_made_
     assert (moved[there] > 1e-4).all()
     assert not moved[~there].any()
     assert isinstance(artifact.preprocessor, HybridInputs)
+
+
+def test_its_lineage_and_the_report_know_its_parts(context: Context, tmp_path: Path) -> None:
+    where = ["--repo", str(context.settings.repo)]
+    done = CliRunner().invoke(main, ["spaces", "diff", "1", "2", *where, "--json"])
+    assert done.exit_code == 0, done.output
+    parts = {change["part"] for change in json.loads(done.stdout)["changes"]}
+    assert {"contrastive encoder", "hybrid encoder", "input schema"} <= parts
+    page = tmp_path / "report.html"
+    done = CliRunner().invoke(main, ["report", *where, "--space", "2", "--output", str(page)])
+    assert done.exit_code == 0, done.output
+    assert "hybrid encoder" in page.read_text()
 
 
 def test_it_is_judged_beside_what_it_was_made_of(context: Context) -> None:
