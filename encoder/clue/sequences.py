@@ -160,10 +160,17 @@ class ClueBatch:
         return len(self.a.events)
 
     def slice(self, rank: int, world_size: int) -> ClueBatch:
-        """Return one process's users, as many as every other's; all items stay."""
+        """Return one process's users, as many as every other's, and their items."""
+        if world_size == 1:
+            return self
         mine = slice(rank, None, world_size)
-        a, b = (Views(v.events[mine], v.there[mine]) for v in (self.a, self.b))
-        return ClueBatch(self.tokens, a, b)
+        views = [Views(v.events[mine], v.there[mine]) for v in (self.a, self.b)]
+        met = np.concatenate([v.events[v.there] for v in views])
+        items = np.unique(met)  # ascending: still the longest first
+        place = np.zeros(len(self.tokens), np.int32)
+        place[items] = np.arange(len(items))
+        a, b = (Views(np.where(v.there, place[v.events], 0), v.there) for v in views)
+        return ClueBatch(self.tokens[items], a, b)
 
     @property
     def n_tokens(self) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,14 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from encoder.clue.config import ClueTrainingConfig
 from encoder.clue.grad_cache import Chunks
-from encoder.clue.network import ClueConfig
+from encoder.clue.network import ClueConfig, ClueNetwork
 from encoder.clue.training import ClueResult, train_clue
 from encoder.errors import DataFault, TrainingFault
 from encoder.progress import save_run
+from tests.startup import python_path
 from tests.unit.encoder.clue.planted import TOPICS, planted
+
+ROOT = Path(__file__).parents[4]
 
 CONFIG = ClueTrainingConfig(
     model=ClueConfig(embedding_dim=16, width=32, head_width=16, item_layers=1, service_layers=1,
@@ -31,6 +38,52 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> ClueResult:
     sequences, tokenizer, _ = planted(600)
     folder = tmp_path_factory.mktemp("clue")
     return train_clue(sequences, tokenizer.vocabulary, CONFIG, folder, progress=False)
+
+
+_PROGRAM = """
+import sys
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from tests.unit.encoder.clue.test_training import trained_in_chunks
+
+folder = Path(sys.argv[1])
+network = trained_in_chunks(int(sys.argv[2]), folder).network
+save_file(network.state_dict(), folder / "weights.safetensors")
+"""
+
+
+def trained_in_chunks(chunk: int, folder: Path) -> ClueResult:
+    """Train a little, ``chunk`` items and views at once."""
+    sequences, tokenizer, _ = planted(300)
+    config = replace(CONFIG, max_epochs=2, chunks=Chunks(chunk, chunk))
+    return train_clue(sequences, tokenizer.vocabulary, config, folder, progress=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", [4, 4096], ids=["cached", "in_one_piece"])
+def test_two_processes_train_the_same_network_as_one(chunk: int, tmp_path: Path) -> None:
+    """Each takes half of every batch, and has the users of both as negatives."""
+    one = trained_in_chunks(chunk, tmp_path / "one").network.state_dict()
+    program = tmp_path / "program.py"
+    program.write_text(_PROGRAM)
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", "2", str(program), str(tmp_path), str(chunk)),
+        ],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": python_path(ROOT), "OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=200,
+    )
+    two = load_file(tmp_path / "weights.safetensors")
+    start = ClueNetwork(CONFIG.model, len(one["item.tokens.weight"])).state_dict()
+    moved = [float((one[name] - value).abs().max()) for name, value in start.items()]
+    assert max(moved) > 1e-3, "training did nothing"
+    for name, expected in one.items():
+        torch.testing.assert_close(two[name], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_users_of_a_topic_are_found_across_services(trained: ClueResult) -> None:
