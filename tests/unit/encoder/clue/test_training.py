@@ -40,6 +40,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> ClueResult:
     return train_clue(sequences, tokenizer.vocabulary, CONFIG, folder, progress=False)
 
 
+def test_half_precision_learns_the_same(trained: ClueResult, tmp_path: Path) -> None:
+    sequences, tokenizer, _ = planted(600)
+    config = replace(CONFIG, precision="bfloat16")
+    found = train_clue(sequences, tokenizer.vocabulary, config, tmp_path, progress=False)
+    expected = [epoch.validation_loss for epoch in trained.history]
+    losses = [epoch.validation_loss for epoch in found.history]
+    assert losses == pytest.approx(expected, abs=0.02)
+    assert losses != expected
+    assert found.network.item.tokens.weight.dtype == torch.float32
+
+
 _PROGRAM = """
 import sys
 from pathlib import Path
