@@ -8,7 +8,7 @@ import numpy as np
 
 from encoder.artifact import EncoderArtifact, ModalityState
 from encoder.clue.inputs import ClueInputs
-from encoder.clue.serving import MODEL_FIELDS
+from encoder.clue.serving import KEPT_ITEMS, MODEL_FIELDS
 from encoder.columns import RawBatch
 from encoder.errors import ArtifactError
 from encoder.hybrid.inputs import HybridInputs, texts_schema
@@ -92,6 +92,8 @@ def compose_hybrid(
             **manifest.model,
             "kind": HYBRID,
             CLUE: {name: clue.manifest.model[name] for name in MODEL_FIELDS},
+            # Beside what decides an embedding, which this does not.
+            **{k: clue.manifest.model[k] for k in (KEPT_ITEMS,) if k in clue.manifest.model},
         },
         dataset=manifest.dataset,
         data_cutoff=datetime.fromisoformat(manifest.data_cutoff),

@@ -79,7 +79,8 @@ class HybridRunner:
         inputs: HybridInputs,
     ) -> None:
         own = {k.removeprefix(PREFIX): v for k, v in weights.items() if k.startswith(PREFIX)}
-        self._texts = clue.ClueRunner(sessions, model[CLUE], own)
+        kept = {name: model[name] for name in (clue.KEPT_ITEMS,) if name in model}
+        self._texts = clue.ClueRunner(sessions, model[CLUE] | kept, own)
         self._blocks = autoencoder_runner(sessions, model)
         self._inputs = inputs
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from encoder.artifact import EncoderArtifact
-from encoder.clue.serving import COLD
+from encoder.clue.serving import COLD, KEPT_ITEMS
 from encoder.columns import ArrayColumn, RawBatch
 from encoder.decoding import decode_taste
 from encoder.errors import ArtifactError, MalformedInput, SpaceMismatch
@@ -125,6 +125,15 @@ def test_an_embedding_does_not_depend_on_company(
     for row in range(batch.n_rows):
         alone = artifact.encode(take(batch, slice(row, row + 1)))
         np.testing.assert_allclose(alone[0], whole[row], rtol=1e-5, atol=1e-5)
+
+
+def test_item_vectors_are_kept_as_the_contrastive_encoder_says(artifact: EncoderArtifact) -> None:
+    said = tiny(CLUE).manifest.model[KEPT_ITEMS]
+    assert artifact.manifest.model[KEPT_ITEMS] == said
+    few = artifact.manifest.model | {KEPT_ITEMS: 2}
+    fresh = replace(artifact, manifest=replace(artifact.manifest, model=few), _sessions={})
+    fresh.encode(_batch(40))
+    assert len(fresh._runner._texts._kept) == 2  # type: ignore[attr-defined]
 
 
 def test_no_row_and_no_token_at_all_are_encoded(artifact: EncoderArtifact) -> None:
