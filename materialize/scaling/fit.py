@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from encoder.scaling_law import LawFit, PowerLaw, Run, fit_law, fit_runs, frontier
 
@@ -29,6 +30,8 @@ PAPER_BATCHES = {
     "160M": (0.968, 1.000),
 }
 """CLUE: parameters -> downstream MRR relative to the best, with batches of 32 and of 512 users."""
+
+_LEAST_JUDGED = 4
 
 _LAWS = {"power": False, "power_plus_constant": True}
 
@@ -66,6 +69,9 @@ def fit_scaling(runs: Sequence[Mapping[str, Any]], *, n_resamples: int = 500) ->
           ``mrr`` and ``relative_mrr`` (to the best of the table).
         - ``large_batches_help``: for each size the MRR of its largest over its smallest batch.
         - ``lengths``, ``shares``: likewise, by events and by share of users.
+        - ``downstream``: ``runs`` that were judged, and Spearman's ``correlation`` of their
+          pre-training loss with their downstream loss, ``value``, ``low``, ``high`` over resampled
+          runs; None for fewer than four.
     """
     x, y = frontier(curves(runs))
     laws: dict[str, Any] = {}
@@ -90,6 +96,26 @@ def fit_scaling(runs: Sequence[Mapping[str, Any]], *, n_resamples: int = 500) ->
         },
         "lengths": _table(runs, "max_events"),
         "shares": _table(runs, "user_share"),
+        "downstream": _downstream(runs, n_resamples),
+    }
+
+
+def _downstream(runs: Sequence[Mapping[str, Any]], n_resamples: int) -> dict[str, Any] | None:
+    judged = [run for run in runs if run.get("downstream")]
+    if len(judged) < _LEAST_JUDGED:
+        return None
+    pairs = np.array([(run["best_loss"], run["downstream"]["loss"]) for run in judged])
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(n_resamples):
+        drawn = pairs[rng.integers(0, len(pairs), len(pairs))]
+        if (np.ptp(drawn, axis=0) > 0).all():  # else there is no order to correlate
+            found.append(spearmanr(drawn).statistic)
+    low, high = np.percentile(found, (2.5, 97.5))
+    value = float(spearmanr(pairs).statistic)
+    return {
+        "runs": len(judged),
+        "correlation": {"value": value, "low": float(low), "high": float(high)},
     }
 
 
@@ -165,6 +191,12 @@ def markdown(fit: Mapping[str, Any]) -> str:
         ),
         f"| the paper's points, power | {fit['paper']['exponent']:.3f} | | | |",
     ]
+    if fit["downstream"] is not None:
+        lines += [
+            "",
+            f"Pre-training and downstream loss of {fit['downstream']['runs']} runs: rank "
+            f"correlation {_interval(fit['downstream']['correlation'])}.",
+        ]
     for axis, title in (("batches", "users a batch"), ("lengths", "events"), ("shares", "users")):
         lines += ["", *_markdown_table(fit[axis], title)]
     return "\n".join(lines) + "\n"

@@ -40,7 +40,13 @@ def figures(runs: Sequence[Mapping[str, Any]], fit: Mapping[str, Any]) -> dict[s
     return {
         "Held-out loss against operations": _curves(runs, fit),
         "Which batch suits which size": _batches(fit),
-        "Mean reciprocal rank against loss": _downstream(runs),
+        "Mean reciprocal rank against loss": _points(
+            [(run, run["best_mrr"]) for run in runs], "mean reciprocal rank among held-out users"
+        ),
+        "Downstream loss against held-out loss": _points(
+            [(run, run["downstream"]["loss"]) for run in runs if run.get("downstream")],
+            "cross entropy of a linear head on other users, nats a target",
+        ),
     }
 
 
@@ -108,18 +114,18 @@ def _batches(fit: Mapping[str, Any]) -> go.Figure:
     return figure
 
 
-def _downstream(runs: Sequence[Mapping[str, Any]]) -> go.Figure:
+def _points(told: Sequence[tuple[Mapping[str, Any], float]], title: str) -> go.Figure:
     figure = go.Figure()
     figure.add_scatter(
-        x=[run["best_loss"] for run in runs], y=[run["best_mrr"] for run in runs], mode="markers",
-        text=[run["name"] for run in runs],
+        x=[run["best_loss"] for run, _ in told], y=[value for _, value in told], mode="markers",
+        text=[run["name"] for run, _ in told],
         marker={
-            "color": [np.log10(run["parameters_beside_tokens"]) for run in runs],
+            "color": [np.log10(run["parameters_beside_tokens"]) for run, _ in told],
             "colorscale": _COLOURS, "colorbar": {"title": "log10 parameters"},
         },
     )  # fmt: skip
     figure.update_xaxes(title="best held-out loss, nats")
-    figure.update_yaxes(title="mean reciprocal rank among held-out users")
+    figure.update_yaxes(title=title)
     return figure
 
 

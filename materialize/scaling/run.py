@@ -30,6 +30,7 @@ from transforms.service_sequences import ServiceTexts
 
 if TYPE_CHECKING:
     from encoder.clue.training import ClueResult
+    from materialize.scaling.downstream import Downstream
 
 __all__ = ["ScalingPlan", "plan_scaling", "read_runs", "run_scaling"]
 
@@ -139,7 +140,10 @@ def run_scaling(
     """
     todo = plan.to_do(only)
     if todo:
+        from materialize.scaling.downstream import downstream_of
+
         sequences, tokenizer = _data(plan)
+        task = downstream_of(plan.settings)
         chosen = len(_named(plan.grid.points(), only))
         with tqdm(
             total=chosen,
@@ -150,7 +154,7 @@ def run_scaling(
         ) as bar:
             for point in todo:
                 bar.set_postfix_str(point.name)
-                _do(plan, point, sequences, tokenizer)
+                _do(plan, point, sequences, tokenizer, task)
                 bar.update()
     return read_runs(plan)
 
@@ -164,7 +168,8 @@ def read_runs(plan: ScalingPlan) -> list[dict[str, Any]]:
         ``name``; ``width``, ``layers``, ``batch_size``, ``max_events``, ``user_share``, ``seed``;
         ``parameters`` and, without the token table, ``parameters_beside_tokens``; ``history``, one
         an epoch, see `encoder.clue.training.ClueEpoch`; ``best_loss``, ``best_mrr``;
-        ``training_users``; ``seconds``.
+        ``downstream``, see `materialize.scaling.downstream.Downstream.measure`, None where there
+        are no labels; ``training_users``; ``seconds``.
     """
     paths = [plan.path(point) for point in plan.grid.points()]
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
@@ -190,7 +195,11 @@ def _data(plan: ScalingPlan) -> tuple[UserSequences, ItemTokenizer]:
 
 
 def _do(
-    plan: ScalingPlan, point: Point, sequences: UserSequences, tokenizer: ItemTokenizer
+    plan: ScalingPlan,
+    point: Point,
+    sequences: UserSequences,
+    tokenizer: ItemTokenizer,
+    task: Downstream | None,
 ) -> None:
     from encoder.clue.training import train_clue
 
@@ -204,7 +213,9 @@ def _do(
         checkpoints,
         progress=False,
     )
-    told = _told(point, result) | {"seconds": time.perf_counter() - started}
+    seconds = time.perf_counter() - started
+    judged = None if task is None else task.measure(result.network, sequences)
+    told = _told(point, result) | {"downstream": judged, "seconds": seconds}
     path = plan.path(point)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")

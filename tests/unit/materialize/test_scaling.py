@@ -13,15 +13,19 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
+from encoder.clue.network import ClueConfig, ClueNetwork
 from encoder.clue.training import train_clue
 from encoder.errors import DataFault
 from encoder.scaling_law import PowerLaw
 from materialize.cli import main
 from materialize.config import load_settings
+from materialize.evaluate.labels import Labels
+from materialize.scaling.downstream import Downstream
 from materialize.scaling.fit import PAPER_LOSS, PF_DAY, fit_scaling, markdown
 from materialize.scaling.grid import GRIDS, Grid, Size, find_grid
 from materialize.scaling.plot import write_page
 from materialize.scaling.run import ScalingPlan, plan_scaling, run_scaling
+from tests.unit.encoder.clue.planted import planted
 from transforms.clean import CleanTables
 
 TINY = Grid(
@@ -35,11 +39,14 @@ DAY_US = 86_400_000_000
 def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with clean tables of 200 users who have one taste in two services."""
     root = tmp_path_factory.mktemp("scaling")
+    return _repository(root, "evaluation: {cutoff: 1970-04-01T00:00:00Z}\n")
+
+
+def _repository(root: Path, further: str) -> Path:
     (root / "palate.yaml").write_text("dataset: dataset.yaml\ndata_dir: data\n")
     (root / "dataset.yaml").write_text(
         "name: planted\n"
-        "events: {path: e.parquet, user: u, item: i, timestamp: t, service: s}\n"
-        "evaluation: {cutoff: 1970-04-01T00:00:00Z}\n"
+        "events: {path: e.parquet, user: u, item: i, timestamp: t, service: s}\n" + further
     )
     rng = np.random.default_rng(0)
     n = 200
@@ -60,7 +67,7 @@ def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "text": [
                 f"{'shop' if k >= 40 else 'news'} kind {'abcd'[k % 40 // 10]}" for k in range(80)
             ],
-            "tags": pa.array([[]] * 80, pa.list_(pa.string())),
+            "tags": pa.array([["abcd"[k % 40 // 10]] for k in range(80)]),
         },
     }
     for name, columns in tables.items():
@@ -142,6 +149,43 @@ def test_a_grid_goes_on_where_it_stopped_and_does_nothing_twice(
     assert min(run["best_loss"] for run in runs) < np.log(8) - 0.3
 
 
+def test_runs_are_judged_downstream_where_there_are_labels(
+    tmp_path: Path, repo: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    items = "items: {path: i.parquet, item: i, tags: g}\n"
+    when = "evaluation: {cutoff: 1970-03-02T00:00:00Z, horizon_days: 7}\n"
+    plan = _plan(_repository(tmp_path, items + when))
+    (run,) = run_scaling(plan, only="*-b16-e6-*", progress=False)
+    judged = run["downstream"]
+    # A user has one taste, and events of it in most weeks: vectors tell which.
+    assert judged["loss"] < judged["base_loss"] - 0.05
+    assert judged["auc_micro"]["value"] > 0.8
+    assert judged["auc_micro"]["low"] <= judged["auc_micro"]["value"] <= 1.0
+    # The other data end before a label could lie: said, and no reason to fail.
+    (run,) = run_scaling(_plan(repo, replace(TINY, budget=5e7)), only="*-b8-*", progress=False)
+    assert run["downstream"] is None
+    assert "runs are not judged downstream" in caplog.text
+
+
+def test_a_head_learns_nothing_from_labels_of_other_users() -> None:
+    sequences, tokenizer, topic = planted(300)
+    network = ClueNetwork(
+        ClueConfig(16, 32, 1, 1, head_width=16, max_item_tokens=8, max_events=6),
+        tokenizer.vocabulary,
+    )
+    users = np.array(sequences.users, object)
+    y = topic[:, None] == np.arange(6)
+    moment = np.full(300, np.datetime64("2024-01-01T00:00:00", "us"))
+    labels = Labels(users, moment, y, tuple("abcdef"), np.full(6, 1 / 6), moment[0], 7)
+    # Topics have words of their own, which a network tells apart with any weights.
+    own = Downstream(labels, 0).measure(network, sequences)
+    assert own["loss"] < own["base_loss"] - 0.05
+    assert own["base_loss"] == pytest.approx(-(np.log(1 / 6) + 5 * np.log(5 / 6)) / 6, abs=0.02)
+    drawn = replace(labels, y=np.random.default_rng(1).permutation(y))
+    others = Downstream(drawn, 0).measure(network, sequences)
+    assert others["loss"] > others["base_loss"] - 0.02
+
+
 def test_some_runs_of_a_grid_are_asked_for_by_name(repo: Path) -> None:
     plan = _plan(repo, replace(TINY, budget=1e8))  # a grid of its own
     only = "*-b16-*"
@@ -192,6 +236,16 @@ def test_laws_and_batches_of_a_planted_grid() -> None:
     helps = fit["large_batches_help"]
     assert helps["w32l1"] < 1 < helps["w256l1"]
     assert max(v["relative_mrr"] for s in fit["batches"].values() for v in s["values"]) == 1
+    # No run was judged downstream; then: the lower one loss, the lower the other.
+    assert fit["downstream"] is None
+    judged = [
+        r | {"downstream": {"loss": r["best_loss"] / 2}}
+        for r in _runs(PowerLaw(2.0, 0.2, 0.4, 1e12))
+    ]
+    told = fit_scaling(judged, n_resamples=50)
+    assert told["downstream"]["runs"] == 8
+    assert told["downstream"]["correlation"]["value"] == pytest.approx(1.0)
+    assert "of 8 runs: rank correlation 1.000 [" in markdown(told)
     table = markdown(fit)
     assert "| power plus constant | 0.200 [" in table
     assert "| w256l1 | 65,536 | 0.4925 | 0.5075 |" in table
@@ -218,7 +272,7 @@ def test_the_page_holds_everything_and_fetches_nothing(tmp_path: Path) -> None:
     page = tmp_path / "scaling.html"
     write_page(runs, fit_scaling(runs, n_resamples=10), page)
     html = page.read_text()
-    assert html.count("Plotly.newPlot(") == 3
+    assert html.count("Plotly.newPlot(") == 4
     assert "<script src=" not in html
     assert html.count("the paper") >= 6
 
