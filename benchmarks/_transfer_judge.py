@@ -5,22 +5,30 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks._transfer_mlp import Vectors, under_a_network
 from benchmarks._transfer_plan import METRIC
 from benchmarks._transfer_repo import Trained, note
 from encoder.artifact import EncoderArtifact
 from encoder.resampling import Replicates, user_draws
 from materialize.adopt import OTHER_USERS
 from materialize.context import Context
+from materialize.evaluate.cohort import Cohort
 from materialize.evaluate.cohort_build import build_cohort
 from materialize.evaluate.measurement import EMBEDDING, Measurement
 from materialize.evaluate.models.registry import missing, of_space, user_model
 from materialize.evaluate.probe import ProbeScores, judge_groups, probe_scores
-from materialize.evaluate.probe_task import cohort_labels
+from materialize.evaluate.probe_task import (
+    NETWORK,
+    RAW_POOLED,
+    cohort_labels,
+    pooled_vectors,
+)
 from materialize.evaluate.run import evaluate, space_folder
 from materialize.evaluate.units import Unit, read_unit, write_unit
 from transforms.runtime import load_encoder
@@ -38,6 +46,8 @@ class Judged:
     ----------
     measurements : list of Measurement
         Micro AUC on all test rows: one a model and seed of the heads, `Trained.model` for a space.
+    network : list of Measurement
+        Of `_transfer_mlp.under_a_network`, under the same names.
     cohort : dict
         Facts of the cohort, as of an evaluation's summary.
     seconds : float
@@ -47,6 +57,7 @@ class Judged:
     """
 
     measurements: list[Measurement]
+    network: list[Measurement]
     cohort: dict[str, Any]
     seconds: float
     skipped: dict[str, str]
@@ -117,7 +128,25 @@ def judge(
         if m.metric == METRIC and m.group == _GROUP
     ]
     seconds = round(sum(unit.seconds for unit in units), 1)
-    return Judged(measured, found.summary["cohort"], seconds, skipped)
+    vectors: dict[str, Vectors] = {
+        one.model: partial(Cohort.encode, encoder=encoders[of_space(one.space)]) for one in trained
+    }
+    if baselines:
+        vectors |= {
+            RAW_POOLED: pooled_vectors,
+            NETWORK: partial(Cohort.inputs, encoder=encoders[first]),
+        }
+    if not skipped:
+        coles = user_model(_COLES)
+        vectors |= {_COLES: lambda cohort: coles.vectors(cohort, encoders[first], 0)}
+    network = under_a_network(
+        settings,
+        lambda: build_cohort(settings, max_rows=max_rows),
+        found.folder,
+        vectors,
+        n_resamples=n_resamples,
+    )
+    return Judged(measured, network, found.summary["cohort"], seconds, skipped)
 
 
 def together(own: Judged, adopted: Judged) -> Judged:
@@ -140,7 +169,8 @@ def together(own: Judged, adopted: Judged) -> Judged:
             raise ValueError("The two repositories judge on other users. Use a new work folder.")
     further = [m for m in adopted.measurements if m.model != _POPULARITY]
     seconds = own.seconds + adopted.seconds
-    return Judged([*own.measurements, *further], own.cohort, seconds, own.skipped)
+    network = [*own.network, *adopted.network]
+    return Judged([*own.measurements, *further], network, own.cohort, seconds, own.skipped)
 
 
 def _coles(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks._transfer_mlp import ALL, NEW_SERVICE
 from benchmarks._transfer_plan import METRIC
 from encoder.resampling import Replicates
 from materialize.evaluate.measurement import Measurement
@@ -75,7 +76,9 @@ def summarise(
         two), the mean over seeds of encoders and heads ``value`` with its 95% interval over users
         ``low`` and ``high``, and ``against_reference``, None for the reference itself: the model's
         ``difference`` to it (``value``, ``low``, ``high``), paired; ``p`` two-sided, and ``p_holm``
-        corrected for all models of the data set.
+        corrected for all models of the data set. ``network``: the same of a network on the vectors
+        (mean over encoders, one seed of the network), by group (``all``, ``new_service``) and
+        model.
     """
     by_model: dict[str, list[Measurement]] = {}
     for measurement in judged.measurements:
@@ -126,6 +129,32 @@ def summarise(
             }
             for row in rows
         ],
+        "network": {
+            group: _under_a_network(
+                [m for m in judged.network if m.group == group], variants, trained, reference
+            )
+            for group in dict.fromkeys(m.group for m in judged.network)
+        },
+    }
+
+
+def _under_a_network(
+    measured: Sequence[Measurement],
+    variants: Sequence[Variant],
+    trained: Sequence[Trained],
+    reference: str,
+) -> dict[str, Any]:
+    alone = {m.model: Replicates(m.value, m.replicates) for m in measured}
+    figures = {
+        variant.name: mean_over_encoders(
+            [alone.pop(one.model) for one in trained if one.variant == variant.name]
+        )
+        for variant in variants
+    } | alone
+    against = _against(figures, reference)
+    return {
+        name: {**figure.interval.to_dict(), "against_reference": against.get(name)}
+        for name, figure in figures.items()
     }
 
 
@@ -151,8 +180,9 @@ def markdown(result: Mapping[str, Any]) -> str:
         f"**{result['name']}** (next {cohort['horizon_days']} days, {cohort['test_rows']:,} rows "
         f"of test users)",
         "",
-        f"| model | micro AUC | by encoder seed | difference to {reference} | p |",
-        "|---|---|---|---|---|",
+        f"| model | micro AUC | by encoder seed | difference to {reference} | p "
+        "| with a network | its difference | in a new service | its difference |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for model in result["models"]:
         against = model["against_reference"]
@@ -161,13 +191,22 @@ def markdown(result: Mapping[str, Any]) -> str:
             f"{model['value']:.3f} [{model['low']:.3f}, {model['high']:.3f}]",
             ", ".join(f"{value:.3f}" for value in model["by_encoder_seed"]),
         ]
-        if against is None:
-            cells += ["", ""]
-        else:
-            found = against["difference"]
-            text = f"{found['value']:+.3f}"
-            sure = against["p_holm"] < _SIGNIFICANT
-            bounds = f"[{found['low']:+.3f}, {found['high']:+.3f}]"
-            cells += [f"{f'**{text}**' if sure else text} {bounds}", f"{against['p_holm']:.3f}"]
+        cells += [_difference(against), "" if against is None else f"{against['p_holm']:.3f}"]
+        for group in (ALL, NEW_SERVICE):
+            told = result["network"].get(group, {}).get(model["name"])
+            if told is None:
+                cells += ["", ""]
+            else:
+                cells += [f"{told['value']:.3f}", _difference(told["against_reference"])]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _difference(against: Mapping[str, Any] | None) -> str:
+    """Return a difference with its interval, in bold where Holm's p is small; "" for none."""
+    if against is None:
+        return ""
+    found = against["difference"]
+    text = f"{found['value']:+.3f}"
+    sure = against["p_holm"] < _SIGNIFICANT
+    return f"{f'**{text}**' if sure else text} [{found['low']:+.3f}, {found['high']:+.3f}]"

@@ -29,6 +29,7 @@ __all__ = [
     "probe_scores",
     "run_probe",
     "shuffled_control",
+    "with_presence",
 ]
 
 logger = logging.getLogger(__name__)
@@ -285,12 +286,12 @@ def linear_scores(
     # Here and not above: reading a stored report, or `--help`, must not wait for torch.
     from encoder.heads import LinearProbe
 
-    present = _with_presence(x, training)
+    present = with_presence(x, training)
     probe = LinearProbe().fit(present[training], y[training], users[training], seed=seed)
     return probe.scores(present[~training]), probe.l2
 
 
-def _with_presence(x: npt.NDArray[Any], training: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+def with_presence(x: npt.NDArray[Any], training: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
     """Return ``x`` with missing rows at the training mean and a last column that marks them."""
     missing = np.isnan(x).all(axis=1)
     known = x[training & ~missing]

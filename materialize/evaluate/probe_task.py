@@ -27,7 +27,14 @@ if TYPE_CHECKING:
     from materialize.evaluate.cohort import Cohort
     from materialize.evaluate.task import Progress
 
-__all__ = ["NETWORK", "RAW_INPUTS", "ProbeTask", "cohort_labels"]
+__all__ = [
+    "NETWORK",
+    "RAW_INPUTS",
+    "RAW_POOLED",
+    "ProbeTask",
+    "cohort_labels",
+    "pooled_vectors",
+]
 
 _Masks = dict[str, npt.NDArray[np.bool_]]
 
@@ -82,7 +89,7 @@ class ProbeTask:
         wanted = names if models is None else [name for name in names if name in models]
         features = {EMBEDDING: cohort.encode(encoder)}
         if RAW_POOLED in wanted:
-            features[RAW_POOLED] = _pooled(cohort)
+            features[RAW_POOLED] = pooled_vectors(cohort)
         for name, other in cohort.others.items():
             features[name] = cohort.encode(other)
         if RAW_INPUTS in wanted:
@@ -150,7 +157,7 @@ def _groups(cohort: Cohort, test: npt.NDArray[np.bool_], y: npt.NDArray[np.bool_
     }
 
 
-def _pooled(cohort: Cohort) -> npt.NDArray[np.float32]:
+def pooled_vectors(cohort: Cohort) -> npt.NDArray[np.float32]:
     """Return the pooled vectors of all windows and modalities, NaN for a user without any."""
     name = column(ACTIVITY, "pooled")
     batch = batch_from_arrow(cohort.raw, {name: cohort.schema.array_columns[name]}, {}, ())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import sparse
 
 from benchmarks._transfer_judge import Judged, together
+from benchmarks._transfer_mlp import begins_a_service
 from benchmarks._transfer_plan import DATASETS, VARIANTS, Network, Variant, chosen, config
 from benchmarks._transfer_repo import Trained
 from benchmarks._transfer_results import markdown, mean_over_encoders, summarise
@@ -94,8 +96,14 @@ def test_figures_are_means_over_both_kinds_of_seeds_and_differences_are_paired()
         for seed in (0, 1)
     ]
     cohort = {"horizon_days": 30, "test_rows": 8}
+    network = [
+        _measured(model, 0, value + 0.1) for model, value in values.items() if model != "popularity"
+    ]
     found = summarise(
-        "made_up", [_SERVICES, _CROPS], trained, Judged(measured, cohort, 1.0, {"coles": "none"})
+        "made_up",
+        [_SERVICES, _CROPS],
+        trained,
+        Judged(measured, network, cohort, 1.0, {"coles": "none"}),
     )
     services, crops, popularity = found["models"]
     assert [m["name"] for m in found["models"]] == ["services", "crops", "popularity"]
@@ -113,18 +121,34 @@ def test_figures_are_means_over_both_kinds_of_seeds_and_differences_are_paired()
     assert popularity["kind"] == "baseline"
     assert popularity["by_encoder_seed"] == []
     assert popularity["encoder_spread"] is None
+    assert set(found["network"]) == {"all"}
+    under = found["network"]["all"]
+    assert under["services"]["value"] == pytest.approx(0.75)
+    assert under["crops"]["against_reference"]["difference"]["value"] == pytest.approx(-0.15)
     lines = markdown(found).splitlines()
     assert lines[4].startswith("| contrast between services | 0.660 [0.565, 0.755] | 0.610, 0.710")
-    assert lines[5].endswith("| -0.150 [-0.150, -0.150] | 1.000 |")
+    told = "| -0.150 [-0.150, -0.150] | 1.000 | 0.600 | -0.150 [-0.150, -0.150] |  |  |"
+    assert lines[5].endswith(told)
 
 
 def test_figures_of_two_repositories_are_of_the_same_users() -> None:
-    own = Judged([_measured("popularity", 0, 0.4), _measured("repo space_1", 0, 0.6)], {}, 1.0, {})
+    mlp = _measured("repo space_1", 0, 0.7)
+    first = [_measured("popularity", 0, 0.4), _measured("repo space_1", 0, 0.6)]
+    own = Judged(first, [mlp], {}, 1.0, {})
     there = [_measured("popularity", 0, 0.4), _measured("repo-of-x space_1", 0, 0.5)]
-    found = together(own, Judged(there, {}, 2.0, {}))
+    found = together(own, Judged(there, [], {}, 2.0, {}))
     models = [m.model for m in found.measurements]
     assert models == ["popularity", "repo space_1", "repo-of-x space_1"]
     assert found.seconds == 3.0
-    others = Judged([_measured("popularity", 0, 0.41), there[1]], {}, 2.0, {})
+    assert found.network == [mlp]
+    others = Judged([_measured("popularity", 0, 0.41), there[1]], [], {}, 2.0, {})
     with pytest.raises(ValueError, match="judge on other users"):
         together(own, others)
+
+
+def test_who_begins_a_service_has_a_past_without_it() -> None:
+    services = sparse.csr_array(np.array([[1, 0], [1, 0], [0, 1], [1, 1]]))
+    history = sparse.csr_array(np.array([[2.0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]]))
+    future = sparse.csr_array(np.array([[0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 0]]))
+    # From the first service to the second; stays; no past; the item is in both services.
+    assert begins_a_service(history, future, services).tolist() == [True, False, False, False]
