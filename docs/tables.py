@@ -6,7 +6,8 @@ Tables of an evaluation stand between `<!-- ml1m future: auc@popularity; all, co
 `<!-- end -->`; those of data sets that are not named stay as they are. The table of a study stands
 between `<!-- study decay: auc_micro all, auc_micro cold -->` and `<!-- end -->`, and comes from
 docs/studies; that of the benchmark `transfer` between `<!-- transfer amazon_crossdomain -->` and
-`<!-- end -->`.
+`<!-- end -->`. Those of a scaling grid stand in docs/guides/scaling.md, between `<!-- scaling -->`
+and `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ from typing import Any
 from benchmarks._transfer_results import markdown
 from benchmarks.harness import RESULTS
 from materialize.evaluate.table import figure_table
+from materialize.scaling.fit import markdown as laws
 
 _PAGE = Path(__file__).with_name("quality.md")
+_GUIDE = Path(__file__).with_name("guides") / "scaling.md"
 _STUDIES = Path(__file__).with_name("studies")
 _SIGNIFICANT = 0.05
 _STUDY = re.compile(r"(<!-- study (\w+): ([^;\n]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _TABLE = re.compile(r"(<!-- (\w+) (\w+): ([^;\n]+); ([^;\n]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_SCALING = re.compile(r"(<!-- scaling -->\n).*?(<!-- end -->)", re.DOTALL)
 _TRANSFER = re.compile(r"(<!-- transfer (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -61,6 +65,13 @@ def main() -> None:
         (result,) = [one for one in content["datasets"] if one["name"] == name]
         return f"{begin}\n{markdown(result)}\n\n{end}"
 
+    def scaling(found: re.Match[str]) -> str:
+        nonlocal filled
+        filled += 1
+        content = json.loads((_STUDIES / "scaling.json").read_text(encoding="utf-8"))
+        return f"{found.group(1)}\n{laws(content['fit'])}\n{found.group(2)}"
+
+    _GUIDE.write_text(_SCALING.sub(scaling, _GUIDE.read_text(encoding="utf-8")), encoding="utf-8")
     page = _TABLE.sub(table, _PAGE.read_text(encoding="utf-8"))
     page = _STUDY.sub(study, page)
     page = _TRANSFER.sub(transfer, page)

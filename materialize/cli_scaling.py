@@ -57,12 +57,22 @@ def run_command(repo: Path, grid: str, only: str, dry_run: bool, quiet: bool) ->
     "--resamples", type=click.IntRange(2), default=500, show_default=True, help="Of the runs."
 )
 @click.option("--json", "as_json", is_flag=True, help="Everything, as JSON.")
-def fit_command(repo: Path, grid: str, resamples: int, as_json: bool) -> None:
+@click.option(
+    "--record",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the runs and their fit into one JSON file, too.",
+)
+def fit_command(repo: Path, grid: str, resamples: int, as_json: bool, record: Path | None) -> None:
     """Fit power laws to the finished runs, and print them beside the paper's."""
+    from materialize.publish import write_json
     from materialize.scaling.fit import fit_scaling, markdown
 
-    runs = _finished(_plan(repo, grid))
+    plan = _plan(repo, grid)
+    runs = _finished(plan)
     fit = fit_scaling(runs, n_resamples=resamples)
+    if record is not None:
+        dataset = plan.settings.dataset.name
+        write_json(record, {"grid": grid, "dataset": dataset, "runs": runs, "fit": fit})
     if as_json:
         print_json(fit)
     else:

@@ -186,6 +186,22 @@ def test_a_head_learns_nothing_from_labels_of_other_users() -> None:
     assert others["loss"] > others["base_loss"] - 0.02
 
 
+def test_a_grid_leaves_a_record(
+    repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = replace(TINY, budget=6e7)
+    monkeypatch.setitem(GRIDS, "tiny", mine)
+    run_scaling(_plan(repo, mine), progress=False)
+    record = tmp_path / "record.json"
+    asked = ["scaling", "fit", "--repo", str(repo), "--grid", "tiny", "--record", str(record)]
+    done = CliRunner().invoke(main, [*asked, "--resamples", "5"])
+    assert done.exit_code == 0, done.output
+    kept = json.loads(record.read_text())
+    assert (kept["grid"], kept["dataset"]) == ("tiny", "planted")
+    assert [run["name"] for run in kept["runs"]] == [point.name for point in TINY.points()]
+    assert kept["fit"]["runs"] == 3
+
+
 def test_some_runs_of_a_grid_are_asked_for_by_name(repo: Path) -> None:
     plan = _plan(repo, replace(TINY, budget=1e8))  # a grid of its own
     only = "*-b16-*"
