@@ -8,15 +8,13 @@ from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
-import torch
 
 from encoder.artifact import EncoderArtifact, ModalityState
 from encoder.clue.config import ClueTrainingConfig
-from encoder.clue.encoding import encode_services
+from encoder.clue.encoding import encode_users
 from encoder.clue.export import export_items, export_service
 from encoder.clue.from_rows import RowSequences
 from encoder.clue.inputs import ClueInputs
-from encoder.clue.network import user_vector
 from encoder.clue.sequences import UserSequences
 from encoder.clue.serving import COLD, ITEMS, KEPT_ITEMS, MODEL_FIELDS, SERVICE
 from encoder.clue.training import ClueResult
@@ -96,7 +94,7 @@ def export_clue(
         created_at=datetime.now(timezone.utc),
     )
     some = np.arange(len(rows.sample))
-    expected = _embeddings(result, rows, some)
+    expected = encode_users(network, rows.sequences, some)
     warm = (rows.sample != 0).any(axis=1)
     require_parity(artifact, rows.sample[warm], expected[warm])
     return artifact
@@ -122,14 +120,6 @@ def kept_items(sequences: UserSequences, width: int) -> int:
     return min(max(wanted, _LEAST_KEPT), _MOST_KEPT_BYTES // (4 * width))
 
 
-def _embeddings(
-    result: ClueResult, rows: RowSequences, users: np.ndarray[Any, Any]
-) -> np.ndarray[Any, Any]:
-    services = encode_services(result.network, rows.sequences, users)
-    found: np.ndarray[Any, Any] = user_vector(torch.from_numpy(services)).numpy()
-    return found
-
-
 def _mean_embedding(
     result: ClueResult, config: ClueTrainingConfig, rows: RowSequences
 ) -> np.ndarray[Any, Any]:
@@ -137,7 +127,8 @@ def _mean_embedding(
     kept = np.flatnonzero(~held_out(rows.sequences.users, config.held_out_share))
     total, warm = np.zeros(config.model.embedding_dim), 0
     for start in range(0, len(kept), _USERS_AT_ONCE):
-        found = _embeddings(result, rows, kept[start : start + _USERS_AT_ONCE])
+        some = kept[start : start + _USERS_AT_ONCE]
+        found = encode_users(result.network, rows.sequences, some)
         total += found.sum(axis=0, dtype=np.float64)
         warm += int(found.any(axis=1).sum())
     mean: np.ndarray[Any, Any] = (total / warm).astype(np.float32)

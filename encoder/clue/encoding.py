@@ -6,11 +6,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from encoder.clue.network import ClueNetwork
+from encoder.clue.network import ClueNetwork, user_vector
 from encoder.clue.sequences import UserSequences
 from encoder.clue.tokenizer import PAD
 
-__all__ = ["encode_items", "encode_services"]
+__all__ = ["encode_items", "encode_services", "encode_users"]
 
 Float32 = npt.NDArray[np.float32]
 
@@ -77,4 +77,16 @@ def encode_services(
             met = items[torch.from_numpy(views).to(device)]  # (n, length, width)
             vectors = network.service(met, torch.from_numpy(there).to(device))
             found[rows, k] = vectors.float().cpu().numpy()
+    return found
+
+
+def encode_users(
+    network: ClueNetwork, sequences: UserSequences, users: npt.NDArray[np.int64]
+) -> Float32:
+    """Return the users' embeddings, float32 (n_users, embedding_dim), zeros without events.
+
+    Parameters as of `encode_services`.
+    """
+    services = encode_services(network, sequences, users)  # (n_users, n_services, embedding_dim)
+    found: Float32 = user_vector(torch.from_numpy(services)).numpy()
     return found

@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch.nn.functional import binary_cross_entropy_with_logits
 
-from encoder.clue.encoding import encode_services
-from encoder.clue.network import ClueNetwork, user_vector
+from encoder.clue.encoding import encode_users
+from encoder.clue.network import ClueNetwork
 from encoder.clue.sequences import UserSequences
 from encoder.errors import DataFault
 from encoder.metrics import bootstrap_auc
@@ -84,8 +82,7 @@ class Downstream:
         place = {user: k for k, user in enumerate(sequences.users)}
         rows = np.array([place[str(user)] for user in self.labels.user_id], np.int64)
         users, back = np.unique(rows, return_inverse=True)
-        services = encode_services(network, sequences, users)  # (n_users, n_services, dim)
-        vectors: npt.NDArray[np.float32] = user_vector(torch.from_numpy(services)).numpy()
+        vectors = encode_users(network, sequences, users)
         vectors[~vectors.any(axis=1)] = np.nan
         return vectors[back]
 
@@ -103,5 +100,5 @@ def downstream_of(settings: RepoSettings) -> Downstream | None:
 
 
 def _cross_entropy(logits: npt.NDArray[Any], y: npt.NDArray[np.bool_]) -> float:
-    given = torch.from_numpy(np.ascontiguousarray(logits, np.float64))
-    return float(binary_cross_entropy_with_logits(given, torch.from_numpy(y.astype(np.float64))))
+    against = np.where(y, -1.0, 1.0) * np.asarray(logits, np.float64)
+    return float(np.logaddexp(0.0, against).mean())
