@@ -198,7 +198,8 @@ def markdown(fit: Mapping[str, Any]) -> str:
             f"correlation {_interval(fit['downstream']['correlation'])}.",
         ]
     for axis, title in (("batches", "users a batch"), ("lengths", "events"), ("shares", "users")):
-        lines += ["", *_markdown_table(fit[axis], title)]
+        if any(len(size["values"]) > 1 for size in fit[axis].values()):
+            lines += ["", *_markdown_table(fit[axis], title)]
     return "\n".join(lines) + "\n"
 
 
