@@ -11,7 +11,15 @@ from scipy.stats import spearmanr
 
 from encoder.scaling_law import LawFit, PowerLaw, Run, fit_law, fit_runs, frontier
 
-__all__ = ["PAPER_BATCHES", "PAPER_LOSS", "PF_DAY", "curves", "fit_scaling", "markdown"]
+__all__ = [
+    "PAPER_BATCHES",
+    "PAPER_LOSS",
+    "PF_DAY",
+    "by_size",
+    "curves",
+    "fit_scaling",
+    "markdown",
+]
 
 PF_DAY = 8.64e19
 """Operations of a petaflop/s-day."""
@@ -211,11 +219,16 @@ def _markdown_table(table: Mapping[str, Any], title: str) -> list[str]:
         f"| size | parameters | MRR by {title}: {heads} |",
         "|---" * (2 + len(values)) + "|",
     ]
-    for name, size in table.items():
+    for name, size in by_size(table):
         by_value = {v[axis[0]]: f"{v['mrr']:.4f}" for v in size["values"]}
         cells = " | ".join(by_value.get(value, "") for value in values)
         lines.append(f"| {name} | {size['parameters_beside_tokens']:,} | {cells} |")
     return lines
+
+
+def by_size(table: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return the rows of a table of `fit_scaling`, small networks first."""
+    return sorted(table.items(), key=lambda row: row[1]["parameters_beside_tokens"])
 
 
 def _axes(table: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
 from encoder.scaling_law import PowerLaw
-from materialize.scaling.fit import PAPER_BATCHES, PAPER_LOSS, PF_DAY
+from materialize.scaling.fit import PAPER_BATCHES, PAPER_LOSS, PF_DAY, by_size
 
 __all__ = ["figures", "write_page"]
 
@@ -96,7 +96,7 @@ def _curves(runs: Sequence[Mapping[str, Any]], fit: Mapping[str, Any]) -> go.Fig
 def _batches(fit: Mapping[str, Any]) -> go.Figure:
     figure = go.Figure()
     colours = _scale(len(fit["batches"]) + 1)
-    for (name, size), colour in zip(fit["batches"].items(), colours, strict=False):
+    for (name, size), colour in zip(by_size(fit["batches"]), colours, strict=False):
         figure.add_scatter(
             x=[v["batch_size"] for v in size["values"]],
             y=[v["relative_mrr"] for v in size["values"]],
