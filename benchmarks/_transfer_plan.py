@@ -64,6 +64,8 @@ class Variant:
     sections : mapping
         Fields of palate.yaml by section, which go before those that all variants share; the value
         ``{space}`` stands for that space's number.
+    beside : str or None
+        Variant that this one is compared with, too, beside the first one.
     elsewhere : str or None
         Variant of another data set whose encoders are judged here, without any training.
     """
@@ -74,6 +76,7 @@ class Variant:
     positives: str | None = None
     needs: str | None = None
     sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    beside: str | None = None
     elsewhere: str | None = None
 
 
@@ -95,6 +98,7 @@ VARIANTS = (
         "hybrid",
         needs="services",
         sections={"hybrid": {"space": "{space}"}},
+        beside="autoencoder",
     ),
     Variant(
         "elsewhere",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +78,9 @@ def summarise(
         ``difference`` to it (``value``, ``low``, ``high``), paired; ``p`` two-sided, and ``p_holm``
         corrected for all models of the data set. ``network``: the same of a network on the vectors
         (mean over encoders, one seed of the network), by group (``all``, ``new_service``) and
-        model.
+        model. ``beside``: further paired differences, each ``name``, ``than``, ``group``,
+        ``difference`` and ``p``, two-sided, not corrected: of linear heads (group None) and of the
+        network.
     """
     by_model: dict[str, list[Measurement]] = {}
     for measurement in judged.measurements:
@@ -135,7 +137,41 @@ def summarise(
             )
             for group in dict.fromkeys(m.group for m in judged.network)
         },
+        "beside": [
+            told
+            for variant in variants
+            if variant.beside is not None
+            for told in _beside(variant, figures, judged.network, trained)
+        ],
     }
+
+
+def _beside(
+    variant: Variant,
+    linear: Mapping[str, Replicates],
+    network: Sequence[Measurement],
+    trained: Sequence[Trained],
+) -> Iterator[dict[str, Any]]:
+    """Yield how a variant differs from the one that it is compared with."""
+    than = str(variant.beside)
+    if than not in linear:
+        return
+    by_group: dict[str | None, Mapping[str, Replicates]] = {None: linear}
+    for group in dict.fromkeys(m.group for m in network):
+        alone = {m.model: Replicates(m.value, m.replicates) for m in network if m.group == group}
+        by_group[group] = {
+            name: mean_over_encoders([alone[one.model] for one in trained if one.variant == name])
+            for name in (variant.name, than)
+        }
+    for of_group, figures in by_group.items():
+        difference = figures[variant.name].minus(figures[than])
+        yield {
+            "name": variant.name,
+            "than": than,
+            "group": of_group,
+            "difference": difference.interval.to_dict(),
+            "p": two_sided_p(difference),
+        }
 
 
 def _under_a_network(
@@ -199,6 +235,16 @@ def markdown(result: Mapping[str, Any]) -> str:
             else:
                 cells += [f"{told['value']:.3f}", _difference(told["against_reference"])]
         lines.append(f"| {' | '.join(cells)} |")
+    titles = {model["name"]: model["title"] for model in result["models"]}
+    for told in result["beside"]:
+        found = told["difference"]
+        head = {None: "linear head", ALL: "network", NEW_SERVICE: "network, in a new service"}
+        lines += [
+            "",
+            f"{titles[told['name']]} against {titles[told['than']]}, {head[told['group']]}: "
+            f"{found['value']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}], "
+            f"p {told['p']:.3f}.",
+        ]
     return "\n".join(lines)
 
 

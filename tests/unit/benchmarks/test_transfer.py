@@ -131,6 +131,28 @@ def test_figures_are_means_over_both_kinds_of_seeds_and_differences_are_paired()
     assert lines[5].endswith(told)
 
 
+def test_a_hybrid_is_compared_with_what_it_adds_to() -> None:
+    variants = [v for v in VARIANTS if v.name in ("services", "autoencoder", "hybrid")]
+    trained = [_trained(v.name, 0, k) for k, v in enumerate(variants, 1)]
+    values = {"repo space_1": 0.5, "repo space_2": 0.7, "repo space_3": 0.72}
+    measured = [_measured(model, 0, value) for model, value in values.items()]
+    network = [_measured(model, 0, value + 0.1) for model, value in values.items()]
+    cohort = {"horizon_days": 30, "test_rows": 8}
+    found = summarise("x", variants, trained, Judged(measured, network, cohort, 1.0, {}))
+    told = found["beside"]
+    assert [(t["name"], t["than"], t["group"]) for t in told] == [
+        ("hybrid", "autoencoder", None),
+        ("hybrid", "autoencoder", "all"),
+    ]
+    assert told[0]["difference"]["value"] == pytest.approx(0.02)
+    assert "linear head: +0.020 [+0.020, +0.020]" in markdown(found)
+    # Without the one there is nothing to compare with.
+    alone = [v for v in variants if v.name != "autoencoder"]
+    spaces = [one for one in trained if one.variant != "autoencoder"]
+    kept = [m for m in measured if m.model != "repo space_2"]
+    assert summarise("x", alone, spaces, Judged(kept, network, cohort, 1.0, {}))["beside"] == []
+
+
 def test_figures_of_two_repositories_are_of_the_same_users() -> None:
     mlp = _measured("repo space_1", 0, 0.7)
     first = [_measured("popularity", 0, 0.4), _measured("repo space_1", 0, 0.6)]
