@@ -19,12 +19,13 @@ from scipy import sparse
 
 from benchmarks._transfer_plan import METRIC
 from benchmarks._transfer_repo import note
+from encoder.metrics import bootstrap_auc
 from encoder.network_probe import NetworkProbe
-from encoder.resampling import Interval, Replicates, user_draws
+from encoder.resampling import Replicates, user_draws
 from materialize.config import RepoSettings
 from materialize.evaluate.cohort import Cohort
 from materialize.evaluate.measurement import Measurement
-from materialize.evaluate.probe import ProbeScores, judge_groups, with_presence
+from materialize.evaluate.probe import with_presence
 from materialize.evaluate.probe_task import cohort_labels
 from materialize.evaluate.units import Unit, read_unit, write_unit
 from transforms.clean import CleanTables
@@ -63,51 +64,53 @@ def under_a_network(
     """
     found: list[Measurement] = []
     known: Cohort | None = None
+    groups: dict[str, npt.NDArray[np.bool_]] = {}
     for model, of in vectors.items():
         kept = folder / _TASK / model.replace(" ", "_")
         unit = read_unit(kept, _TASK, _SEED)
         if unit is None:
             note(f"network on {model}")
-            known = known or cohort()
-            unit = _measured(settings, known, model, of(known), n_resamples)
+            if known is None:
+                known = cohort()
+                groups = {ALL: known.groups[ALL], NEW_SERVICE: _begins(settings, known)}
+            unit = _measured(known, groups, model, of(known), n_resamples)
             write_unit(kept, unit)
         found += unit.measurements
     return found
 
 
 def _measured(
-    settings: RepoSettings,
     cohort: Cohort,
+    groups: Mapping[str, npt.NDArray[np.bool_]],
     model: str,
     vectors: npt.NDArray[Any],
     n_resamples: int,
 ) -> Unit:
     started = time.perf_counter()
-    labels, training = cohort_labels(cohort), cohort.training
+    labels, training, test = cohort_labels(cohort), cohort.training, ~cohort.training
     x = with_presence(vectors, training)
     network = NetworkProbe(_HIDDEN).fit(
         x[training], labels.y[training], labels.user_id[training], seed=_SEED
     )
-    scores = {model: network.scores(x[~training])}
-    nothing = Interval(0.5, 0.5, 0.5)  # the control has run with the linear models
-    judged = ProbeScores(training, scores, {}, {}, nothing)
-    test = ~training
-    groups = {ALL: np.ones(int(test.sum()), bool), NEW_SERVICE: _begins(settings, cohort)[test]}
-    groups = {name: rows for name, rows in groups.items() if rows.any()}
-    auc = judge_groups(labels, judged, groups, n_resamples=n_resamples)
-    draws = user_draws(labels.user_id[test], n_resamples)
-    measurements = [
-        Measurement.of(
-            Replicates(auc[name][model].micro, auc[name][model].micro_replicates),
-            draws.take(rows),
-            task=_TASK,
-            metric=METRIC,
-            group=name,
-            model=model,
-            seed=_SEED,
+    scores, y, users = network.scores(x[test]), labels.y[test], labels.user_id[test]
+    draws = user_draws(users, n_resamples)
+    measurements = []
+    for name, member in groups.items():
+        rows = member[test]
+        if not rows.any():
+            continue
+        auc = bootstrap_auc(y[rows], scores[rows], users[rows], n_resamples=n_resamples)
+        measurements.append(
+            Measurement.of(
+                Replicates(auc.micro, auc.micro_replicates),
+                draws.take(rows),
+                task=_TASK,
+                metric=METRIC,
+                group=name,
+                model=model,
+                seed=_SEED,
+            )
         )
-        for name, rows in groups.items()
-    ]
     return Unit(_TASK, _SEED, measurements, {}, {}, time.perf_counter() - started)
 
 

@@ -107,12 +107,12 @@ class TransferRepo:
     def adopt(
         self, variant: str, encoders: Sequence[Trained], urls: Sequence[str]
     ) -> list[Trained]:
-        """Make spaces of encoders that another repository trained."""
+        """Make spaces of encoders that another repository trained; `Trained.seconds` stays."""
         spaces = []
         for one, url in zip(encoders, urls, strict=True):
             told = json.loads(self._palate("spaces", "adopt", url, "--other-users"))
             here = {"repository": self.repo.name, "variant": variant, "space": told["space"]}
-            spaces.append(replace(one, **here, seconds=0.0))
+            spaces.append(replace(one, **here))
         return spaces
 
     def _configure(

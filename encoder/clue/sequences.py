@@ -183,7 +183,7 @@ class Noise:
     """What a training's views hide.
 
     CLUE has no augmentation, and millions of users: some thousands are learned by heart without
-    (docs/adr/0042-contrastive-encoder.md has figures).
+    (docs/adr/0042-contrastive-encoder-core.md has figures).
 
     Attributes
     ----------
