@@ -39,64 +39,93 @@ def _build(context: Context) -> None:
     context.store.refresh_registry()  # type: ignore[no-untyped-call]
 
 
-@pytest.fixture(scope="module")
-def newcomers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _newcomers(folder: Path) -> Path:
     """A repository of other users and items, with texts of a tokenizer of its own."""
-    folder = tmp_path_factory.mktemp("newcomers")
     simulate_listeners(folder / "simulated", n_users=150, n_items=90, seed=7)
     repo = folder / "repo"
     init_repository(repo, "simulated")
     config = repo / "palate.yaml"
     config.write_text(config.read_text() + yaml.safe_dump(SMALL))
-    _describe(repo, folder, CLUE["texts"])
+    _describe(repo, CLUE["texts"])
     settings = Context(repo).settings
     validate(settings.dataset, settings.data_dir, progress=False)
+    return repo
+
+
+def _describe(repo: Path, texts: dict[str, Any]) -> None:
+    dataset = repo / "datasets" / "simulated.yaml"
+    described = yaml.safe_load(dataset.read_text().replace("${PALATE_DATA}", str(repo.parent)))
+    dataset.write_text(yaml.safe_dump(described | {"texts": texts}))
+
+
+@pytest.fixture(scope="module")
+def newcomers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Their features are built, and nothing is adopted."""
+    repo = _newcomers(tmp_path_factory.mktemp("newcomers"))
     _build(Context(repo))
     return repo
 
 
-def _describe(repo: Path, raw: Path, texts: dict[str, Any]) -> None:
-    dataset = repo / "datasets" / "simulated.yaml"
-    described = yaml.safe_load(dataset.read_text().replace("${PALATE_DATA}", str(raw)))
-    dataset.write_text(yaml.safe_dump(described | {"texts": texts}))
+@pytest.fixture(scope="module")
+def readers(clue_story: Story, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Their texts are made by the tokenizer of the encoder, which becomes their space 1."""
+    repo = _newcomers(tmp_path_factory.mktemp("readers"))
+    _describe(repo, CLUE["texts"] | {"tokenizer": clue_story.space.artifact_url})
+    _build(Context(repo))
+    return repo
 
 
-def test_an_encoder_of_texts_is_adopted_once_its_tokenizer_is(
+@pytest.fixture(scope="module")
+def adopted(clue_story: Story, readers: Path) -> dict[str, Any]:
+    """What the first adoption told."""
+    artifact = clue_story.space.artifact_url
+    dry = _palate("spaces", "adopt", "--repo", str(readers), artifact, "--dry-run")
+    assert json.loads(dry.stdout)["space"] is None
+    assert not Context(readers).ledger.spaces()
+    done = _palate("spaces", "adopt", "--repo", str(readers), artifact, "--other-users")
+    assert done.exit_code == 0, done.output
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
+
+
+def test_an_encoder_of_texts_of_another_tokenizer_is_refused(
     clue_story: Story, newcomers: Path
 ) -> None:
-    artifact = clue_story.space.artifact_url
-    refused = _palate("spaces", "adopt", "--repo", str(newcomers), artifact)
+    refused = _palate("spaces", "adopt", "--repo", str(newcomers), clue_story.space.artifact_url)
     assert refused.exit_code == 1
     assert "texts.tokenizer" in refused.output
     assert not Context(newcomers).ledger.spaces()
 
-    # Longer items than the tokenizer makes would be other tokens.
-    longer = CLUE["texts"] | {"tokenizer": artifact, "max_item_tokens": 9}
-    _describe(newcomers, newcomers.parent, longer)
+
+def test_longer_items_than_the_tokenizer_makes_are_refused(
+    clue_story: Story, tmp_path: Path
+) -> None:
+    repo = _newcomers(tmp_path)
+    _describe(
+        repo, CLUE["texts"] | {"tokenizer": clue_story.space.artifact_url, "max_item_tokens": 9}
+    )
     with pytest.raises(DataFault, match=r"max_item_tokens 9 given, the tokenizer of .* makes 8"):
-        _build(Context(newcomers))
-    _describe(newcomers, newcomers.parent, CLUE["texts"] | {"tokenizer": artifact})
-    _build(Context(newcomers))
-    theirs = clue_story.context.settings.features_dir
-    here = current_modalities(Context(newcomers).settings.features_dir)
-    assert here.texts_version == current_modalities(theirs).texts_version
-    assert here.version != current_modalities(theirs).version
-
-    dry = _palate("spaces", "adopt", "--repo", str(newcomers), artifact, "--dry-run")
-    assert json.loads(dry.stdout)["space"] is None
-    assert not Context(newcomers).ledger.spaces()
-    done = _palate("spaces", "adopt", "--repo", str(newcomers), artifact, "--other-users")
-    assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout)
-    assert (told["space"], told["encoder_version"]) == (1, clue_story.space.encoder_version)
-    assert told["new"] is True
-    again = _palate("spaces", "adopt", "--repo", str(newcomers), artifact, "--other-users")
-    assert json.loads(again.stdout) == told | {"new": False}
+        _build(Context(repo))
 
 
-def test_an_adopted_space_is_served_like_any_other(clue_story: Story, newcomers: Path) -> None:
-    apply(newcomers)
-    context = Context(newcomers)
+def test_an_encoder_of_texts_is_adopted_once_its_tokenizer_is(
+    clue_story: Story, readers: Path, adopted: dict[str, Any]
+) -> None:
+    theirs = current_modalities(clue_story.context.settings.features_dir)
+    here = current_modalities(Context(readers).settings.features_dir)
+    assert here.texts_version == theirs.texts_version
+    assert here.version != theirs.version
+    assert (adopted["space"], adopted["encoder_version"]) == (1, clue_story.space.encoder_version)
+    assert adopted["new"] is True
+    artifact = clue_story.space.artifact_url
+    again = _palate("spaces", "adopt", "--repo", str(readers), artifact, "--other-users")
+    assert json.loads(again.stdout) == adopted | {"new": False}
+
+
+@pytest.mark.usefixtures("adopted")
+def test_an_adopted_space_is_served_like_any_other(readers: Path) -> None:
+    apply(readers)
+    context = Context(readers)
     settings, ledger = context.settings, context.ledger
     space = ledger.space(1)
     assert space.facts[OTHER_USERS] is True
