@@ -32,6 +32,9 @@ class ClueTrainingConfig:
     """Steps at most."""
     learning_rate: float = 5e-4
     """Peak learning rate of AdamW."""
+    rate_width: int = 32
+    """Width of the transformers up to which matrices learn at ``learning_rate``; wider ones learn
+    at ``rate_width / width`` of it, so that one rate suits all widths (arXiv 2203.03466)."""
     warmup_steps: int = 100
     """Steps over which the learning rate rises linearly from 0."""
     weight_decay: float = 0.1
@@ -76,7 +79,7 @@ class ClueTrainingConfig:
                     f"{name} {getattr(self, name)} given, at least 2 expected: a user needs "
                     "somebody to be told from."
                 )
-        for name in ("max_epochs", "patience"):
+        for name in ("rate_width", "max_epochs", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} given, at least 1 expected.")
         for name in ("max_steps", "checkpoint_every_steps"):

@@ -13,6 +13,10 @@ from encoder.clue.tokenizer import PAD
 
 __all__ = ["ClueConfig", "ClueNetwork", "ItemTransformer", "ServiceTransformer", "user_vector"]
 
+_TABLE_SPREAD = 0.002
+"""Of token and position vectors: a rate of 0.0005 then turns them within some steps, not some
+hundred; docs/adr/0046-contrastive-training-leaves-the-start.md."""
+
 
 @dataclass(frozen=True)
 class ClueConfig:
@@ -182,7 +186,8 @@ class ClueNetwork(nn.Module):
     References
     ----------
     CLUE, arXiv 2111.11294, sections 3.1 and 3.2. There a shared item transformer and a shared
-    service transformer are mean pooled; sizes of layers and heads are ours.
+    service transformer are mean pooled; sizes of layers and heads are ours. Branches that add to
+    the stream begin at zero: Zhang et al. 2019, arXiv 1901.09321 (Fixup).
     """
 
     def __init__(self, config: ClueConfig, vocabulary: int) -> None:
@@ -194,17 +199,19 @@ class ClueNetwork(nn.Module):
         self._draw(torch.Generator().manual_seed(config.seed))
 
     def _draw(self, generator: torch.Generator) -> None:
-        depth = {self.item: self.config.item_layers, self.service: self.config.service_layers}
-        for part, layers in depth.items():
+        for part in (self.item, self.service):
             for name, module in part.named_modules():
                 if isinstance(module, nn.Embedding):
-                    nn.init.normal_(module.weight, 0.0, 0.02, generator=generator)
+                    nn.init.normal_(module.weight, 0.0, _TABLE_SPREAD, generator=generator)
                 elif isinstance(module, nn.Linear):
-                    # Branches that add to the stream start small, so that depth does not grow it.
-                    ends = name.endswith(("attended", "narrow"))
-                    spread = module.in_features**-0.5 * ((2 * layers) ** -0.5 if ends else 1.0)
-                    nn.init.normal_(module.weight, 0.0, spread, generator=generator)
                     nn.init.zeros_(module.bias)
+                    # At first a user is a projection of the tokens' mean, which tells users apart;
+                    # the means that random layers add are the same for all of them.
+                    if name.endswith(("attended", "narrow")):
+                        nn.init.zeros_(module.weight)
+                    else:
+                        spread = module.in_features**-0.5
+                        nn.init.normal_(module.weight, 0.0, spread, generator=generator)
 
     def forward(self, tokens: Tensor, events: Tensor, there: Tensor) -> ClueOutput:
         """Return item vectors and service vectors.

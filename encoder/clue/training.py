@@ -195,7 +195,7 @@ def train_clue(
                         at.steps, total_steps, config.learning_rate, config.warmup_steps
                     )
                     for group in optimizer.param_groups:
-                        group["lr"] = rate
+                        group["lr"] = rate * group["share"]
                     value = cache.step(batch.slice(place.rank, place.world_size))
                     if not math.isfinite(value):
                         raise TrainingFault(
@@ -310,14 +310,28 @@ def _parts(sequences: UserSequences, config: ClueTrainingConfig) -> tuple[Pairs,
 
 
 def _optimizer(network: ClueNetwork, config: ClueTrainingConfig) -> torch.optim.Optimizer:
-    """Return AdamW that leaves vectors (biases, norms, the temperature) without decay."""
-    groups: dict[bool, list[Tensor]] = {True: [], False: []}
+    """Return AdamW whose groups have a ``share`` of the learning rate.
+
+    Vectors (biases, norms, the temperature) are left without decay. Tables of vectors have the
+    whole rate, other matrices less, the wider they are.
+
+    References
+    ----------
+    Yang et al. 2022, arXiv 2203.03466, table 8 (Adam: tables a constant rate, matrices one over
+    their width).
+    """
+    tables = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
+    share = min(1.0, config.rate_width / config.model.width)
+    groups: dict[tuple[float, float], list[Tensor]] = {}
     for parameter in network.parameters():
-        groups[parameter.ndim > 1].append(parameter)
+        matrix = parameter.ndim > 1
+        decay = config.weight_decay if matrix else 0.0
+        group = (decay, share if matrix and id(parameter) not in tables else 1.0)
+        groups.setdefault(group, []).append(parameter)
     return torch.optim.AdamW(
         [
-            {"params": groups[True], "weight_decay": config.weight_decay},
-            {"params": groups[False], "weight_decay": 0.0},
+            {"params": parameters, "weight_decay": decay, "share": part}
+            for (decay, part), parameters in groups.items()
         ],
         config.learning_rate,
         betas=(0.9, 0.98),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -12,16 +11,10 @@ from encoder.clue.network import ClueConfig
 
 __all__ = ["GRIDS", "Grid", "Point", "Size", "find_grid"]
 
-_REFERENCE_WIDTH = 128
-_REFERENCE_RATE = 5e-4
-
 
 @dataclass(frozen=True)
 class Size:
-    """A network: ``layers`` in each of the two transformers.
-
-    The learning rate falls with the root of the width, so that no size is hurt by another's.
-    """
+    """A network: ``layers`` in each of the two transformers."""
 
     width: int
     layers: int
@@ -30,11 +23,6 @@ class Size:
     def name(self) -> str:
         """For example ``w128l2``."""
         return f"w{self.width}l{self.layers}"
-
-    @property
-    def learning_rate(self) -> float:
-        """Peak of the schedule."""
-        return _REFERENCE_RATE * min(1.0, math.sqrt(_REFERENCE_WIDTH / self.width))
 
 
 @dataclass(frozen=True)
@@ -81,7 +69,6 @@ class Point:
             batch_size=self.batch_size,
             max_epochs=grid.max_epochs,
             max_steps=max_steps,
-            learning_rate=self.size.learning_rate,
             warmup_steps=grid.warmup_steps,
             user_share=self.user_share,
             validation_users=grid.validation_users,
@@ -156,10 +143,12 @@ GRIDS = {
             (32, 128, 512),
             (4, 8, 16),
             (0.25, 0.5, 1.0),
-            1e13,
+            3e13,
             max_item_tokens=16,
             # The schedule must end where small networks have learned what there is.
-            max_epochs=30,
+            max_epochs=12,
+            # The largest network has some fifty steps of the largest batch.
+            warmup_steps=20,
         ),
         # Up to 110 million; a run is some minutes of one accelerator.
         Grid(

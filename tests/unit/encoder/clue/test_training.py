@@ -46,7 +46,7 @@ def test_half_precision_learns_the_same(trained: ClueResult, tmp_path: Path) -> 
     found = train_clue(sequences, tokenizer.vocabulary, config, tmp_path, progress=False)
     expected = [epoch.validation_loss for epoch in trained.history]
     losses = [epoch.validation_loss for epoch in found.history]
-    assert losses == pytest.approx(expected, abs=0.02)
+    assert losses == pytest.approx(expected, abs=0.03)
     assert losses != expected
     assert found.network.item.tokens.weight.dtype == torch.float32
 
