@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 from encoder.clue.network import ClueConfig, ClueNetwork, user_vector
 
@@ -59,6 +62,15 @@ def test_the_seed_decides_the_weights() -> None:
     weight = one.item.tokens.weight
     assert torch.equal(weight, same.item.tokens.weight)
     assert not torch.equal(weight, other.item.tokens.weight)
+
+
+def test_depth_changes_nothing_at_first() -> None:
+    """Layers add nothing yet: an item is the mean of its tokens, each with its position."""
+    deep = ClueNetwork(replace(CONFIG, item_layers=3), vocabulary=50).item
+    tokens = torch.tensor([[5, 7, 9, 11, 0, 0]], dtype=torch.int32)
+    there = deep.tokens.weight[[5, 7, 9, 11]] + deep.stack.positions.weight[:4]
+    expected = F.layer_norm(there, [CONFIG.width]).mean(0)
+    torch.testing.assert_close(deep(tokens)[0], expected)
 
 
 def test_a_user_is_the_mean_of_the_services_there_are() -> None:

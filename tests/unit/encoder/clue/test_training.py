@@ -171,6 +171,19 @@ def test_a_killed_run_ends_with_the_same_bits(
         assert [getattr(one, k) for k in told] == [getattr(other, k) for k in told]
 
 
+def test_wide_matrices_learn_slower_than_tables(tmp_path: Path) -> None:
+    """The first step of Adam moves a weight by the rate, whatever the gradient."""
+    sequences, tokenizer, _ = planted()
+    config = replace(CONFIG, max_steps=1, warmup_steps=1, weight_decay=0.0, rate_width=8)
+    result = train_clue(sequences, tokenizer.vocabulary, config, tmp_path, progress=False)
+    start = ClueNetwork(CONFIG.model, tokenizer.vocabulary).state_dict()
+    moved = {name: float((w - start[name]).abs().max()) for name, w in _weights(result).items()}
+    rate = config.learning_rate
+    assert moved["item.tokens.weight"] == pytest.approx(rate, rel=1e-2)
+    assert moved["service.stack.norm.bias"] == pytest.approx(rate, rel=1e-2)
+    assert moved["service.project.weight"] == pytest.approx(rate * 8 / CONFIG.model.width, rel=1e-2)
+
+
 def test_steps_end_where_they_are_told_to(tmp_path: Path) -> None:
     sequences, tokenizer, _ = planted()
     config = replace(CONFIG, max_steps=2)
@@ -206,7 +219,8 @@ def test_too_few_users_are_told(tmp_path: Path) -> None:
     ("field", "value"),
     [("batch_size", 1), ("max_steps", 0), ("event_dropout", 1.0), ("token_dropout", -0.1),
      ("guide_dropout", 1.0),
-     ("user_share", 1.5), ("held_out_share", 0.0), ("learning_rate", 0.0), ("patience", 0)],
+     ("user_share", 1.5), ("held_out_share", 0.0), ("learning_rate", 0.0), ("patience", 0),
+     ("rate_width", 0)],
 )  # fmt: skip
 def test_settings_are_checked(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{field} {value} given"):
