@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from materialize.ledger import Ledger
+from tests.contract.ledger_steps import make_ready
 from tests.servers import Server, redis_cluster
 from tests.sinks import ATOMIC, OPENED, Sink, close, marked, open_store
 from tests.stores import PROFILES
@@ -98,3 +99,12 @@ def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def ledger(ledger_url: str) -> Ledger:
     return Ledger(ledger_url)
+
+
+@pytest.fixture
+def three(ledger: Ledger) -> Ledger:
+    """Three ready spaces, one consumer on the first, which is the default."""
+    make_ready(ledger, 3)
+    ledger.promote(1, who="carol", why="the first", expected=None)
+    ledger.add_consumer("home", 1, who="carol", why="launch")
+    return ledger
