@@ -10,6 +10,7 @@ BRIDGE = "b" * 12
 
 
 def make_ready(ledger: Ledger, count: int) -> None:
+    """Register spaces 1 to count and commit a run of each."""
     for number in range(1, count + 1):
         ledger.register(f"{number:012x}", f"/artifacts/{number}", {})
         run = ledger.begin_run(f"{number:016x}", f"v{number}", "key", {}, space=number)

@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from materialize.ledger import Ledger
+from tests.contract.ledger_steps import make_ready
 from tests.racers import RACES, Round, race_threads, step
 
 pytestmark = pytest.mark.slow
@@ -21,14 +22,6 @@ BOB = {"who": "bob", "why": "b"}
 @pytest.fixture(params=sorted(RACES))
 def race(request: pytest.FixtureRequest) -> Race:
     return RACES[request.param]
-
-
-def make_ready(ledger: Ledger, count: int) -> None:
-    """Register spaces 1 to count and commit a run of each."""
-    for number in range(1, count + 1):
-        ledger.register(f"{number:012x}", f"/artifacts/{number}", {})
-        run = ledger.begin_run(f"{number:016x}", f"v{number}", "key", {}, space=number)
-        ledger.commit_run(run.run_id, {})
 
 
 def _one_won(answers: list[str | None]) -> None:
