@@ -1,4 +1,4 @@
-"""What a grid's runs say: laws of loss against compute, and which batch suits which size."""
+"""What a grid's runs say: laws of loss against compute, and the tables beside them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from encoder.scaling_law import LawFit, PowerLaw, Run, fit_law, fit_runs, frontier
+from materialize.scaling.tables import large_batches, markdown_tables, table_of
 
 __all__ = [
-    "PAPER_BATCHES",
     "PAPER_LOSS",
     "PF_DAY",
-    "by_size",
     "curves",
     "fit_scaling",
     "markdown",
@@ -30,16 +29,9 @@ PAPER_LOSS = (
 )
 """CLUE (arXiv 2111.11294): PF-days and pre-training test loss, digitised from the figure."""
 
-PAPER_BATCHES = {
-    "4M": (0.954, 0.930),
-    "15M": (0.970, 0.956),
-    "65M": (0.969, 0.977),
-    "110M": (0.971, 0.985),
-    "160M": (0.968, 1.000),
-}
-"""CLUE: parameters -> downstream MRR relative to the best, with batches of 32 and of 512 users."""
-
 _LEAST_JUDGED = 4
+
+_TABLES = {"batches": "users a batch", "lengths": "events", "shares": "share of users"}
 
 _LAWS = {"power": False, "power_plus_constant": True}
 
@@ -73,10 +65,9 @@ def fit_scaling(runs: Sequence[Mapping[str, Any]], *, n_resamples: int = 500) ->
           None where there are too few points.
         - ``better``: the law with the smaller ``aic``.
         - ``paper``: ``exponent`` of a power law through the paper's points, and its local ones.
-        - ``batches``: for each size ``parameters_beside_tokens`` and, by batch size, ``loss``,
-          ``mrr`` and ``relative_mrr`` (to the best of the table).
-        - ``large_batches_help``: for each size the MRR of its largest over its smallest batch.
-        - ``lengths``, ``shares``: likewise, by events and by share of users.
+        - ``batches``, ``lengths``, ``shares``: by users a batch, events and share of users, see
+          `materialize.scaling.tables.table_of`.
+        - ``large_batches``: see `materialize.scaling.tables.large_batches`.
         - ``downstream``: ``runs`` that were judged, and Spearman's ``correlation`` of their
           pre-training loss with their downstream loss, ``value``, ``low``, ``high`` over resampled
           runs; None for fewer than four.
@@ -89,21 +80,16 @@ def fit_scaling(runs: Sequence[Mapping[str, Any]], *, n_resamples: int = 500) ->
         except ValueError:
             laws[name] = None
     known = {name: law for name, law in laws.items() if law is not None}
-    batches = _table(runs, "batch_size")
     return {
         "runs": len(runs),
         "frontier": {"operations": x.tolist(), "loss": y.tolist()},
         "laws": laws,
         "better": min(known, key=lambda name: known[name]["aic"]) if known else None,
         "paper": _paper(),
-        "batches": batches,
-        "large_batches_help": {
-            size: found["values"][-1]["mrr"] / found["values"][0]["mrr"]
-            for size, found in batches.items()
-            if len(found["values"]) > 1
-        },
-        "lengths": _table(runs, "max_events"),
-        "shares": _table(runs, "user_share"),
+        "batches": table_of(runs, "batch_size"),
+        "large_batches": large_batches(runs, n_resamples=n_resamples),
+        "lengths": table_of(runs, "max_events"),
+        "shares": table_of(runs, "user_share"),
         "downstream": _downstream(runs, n_resamples),
     }
 
@@ -147,45 +133,6 @@ def _paper() -> dict[str, Any]:
     return asdict(law) | {"local_exponents": local.tolist()}
 
 
-def _table(runs: Sequence[Mapping[str, Any]], axis: str) -> dict[str, Any]:
-    """Return, by size, the runs that differ from the most usual ones along one axis only."""
-    others = [name for name in ("batch_size", "max_events", "user_share") if name != axis]
-    shared = _most_frequent(runs, axis, others)
-    mine = [run for run in runs if tuple(run[name] for name in others) == shared]
-    best = max((run["best_mrr"] for run in mine), default=1.0)
-    table: dict[str, Any] = {}
-    for size in dict.fromkeys((run["width"], run["layers"]) for run in mine):
-        of_size = [run for run in mine if (run["width"], run["layers"]) == size]
-        values = []
-        for value in sorted({run[axis] for run in of_size}):
-            seeds = [run for run in of_size if run[axis] == value]
-            mrr = float(np.mean([run["best_mrr"] for run in seeds]))
-            values.append(
-                {
-                    axis: value,
-                    "loss": float(np.mean([run["best_loss"] for run in seeds])),
-                    "mrr": mrr,
-                    "relative_mrr": mrr / best,
-                    "seeds": len(seeds),
-                }
-            )
-        table[f"w{size[0]}l{size[1]}"] = {
-            "parameters_beside_tokens": of_size[0]["parameters_beside_tokens"],
-            "values": values,
-        }
-    return table
-
-
-def _most_frequent(
-    runs: Sequence[Mapping[str, Any]], axis: str, others: Sequence[str]
-) -> tuple[Any, ...]:
-    """Return the values of the other axes for which most values of this one were tried."""
-    tried: dict[tuple[Any, ...], set[Any]] = {}
-    for run in runs:
-        tried.setdefault(tuple(run[name] for name in others), set()).add(run[axis])
-    return max(tried, key=lambda key: len(tried[key]), default=())
-
-
 def markdown(fit: Mapping[str, Any]) -> str:
     """Return the laws and the table of batches as Markdown."""
     lines = [
@@ -205,34 +152,17 @@ def markdown(fit: Mapping[str, Any]) -> str:
             f"Pre-training and downstream loss of {fit['downstream']['runs']} runs: rank "
             f"correlation {_interval(fit['downstream']['correlation'])}.",
         ]
-    for axis, title in (("batches", "users a batch"), ("lengths", "events"), ("shares", "users")):
-        if any(len(size["values"]) > 1 for size in fit[axis].values()):
-            lines += ["", *_markdown_table(fit[axis], title)]
+    trend = fit["large_batches"]["trend"]
+    if trend is not None:
+        lines += [
+            "",
+            "MRR of the largest over that of the smallest batch, change with ten times the "
+            f"parameters: {_interval(trend)} times "
+            f"(the paper's points: {fit['large_batches']['paper']:.3f}).",
+        ]
+    for axis, title in _TABLES.items():
+        lines += markdown_tables(fit[axis], title)
     return "\n".join(lines) + "\n"
-
-
-def _markdown_table(table: Mapping[str, Any], title: str) -> list[str]:
-    axis = [key for key in _axes(table) if key not in ("loss", "mrr", "relative_mrr", "seeds")]
-    values = sorted({v[axis[0]] for size in table.values() for v in size["values"]})
-    heads = " | ".join(f"{value:g}" for value in values)
-    lines = [
-        f"| size | parameters | MRR by {title}: {heads} |",
-        "|---" * (2 + len(values)) + "|",
-    ]
-    for name, size in by_size(table):
-        by_value = {v[axis[0]]: f"{v['mrr']:.4f}" for v in size["values"]}
-        cells = " | ".join(by_value.get(value, "") for value in values)
-        lines.append(f"| {name} | {size['parameters_beside_tokens']:,} | {cells} |")
-    return lines
-
-
-def by_size(table: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Return the rows of a table of `fit_scaling`, small networks first."""
-    return sorted(table.items(), key=lambda row: row[1]["parameters_beside_tokens"])
-
-
-def _axes(table: Mapping[str, Any]) -> list[str]:
-    return [key for size in table.values() for value in size["values"][:1] for key in value]
 
 
 def _interval(figure: Mapping[str, float | None]) -> str:

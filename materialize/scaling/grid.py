@@ -98,6 +98,7 @@ class Grid:
         Negatives of the judged loss and one: the same everywhere, or losses cannot be compared.
     max_epochs, patience, warmup_steps : int
     seeds : tuple of int
+        Batches are tried with each, lengths and shares with the first.
     chunks : Chunks
     """
 
@@ -119,15 +120,18 @@ class Grid:
     def points(self) -> list[Point]:
         """Return all trainings, each once: all batches, cheap sizes first, then what is beside."""
         length, share = max(self.max_events), max(self.user_shares)
-        batch_size = self.batch_sizes[len(self.batch_sizes) // 2]
-        found: dict[str, Point] = {}
-        for seed in self.seeds:
-            bases = [Point(size, batch_size, length, share, seed) for size in self.sizes]
-            points = [replace(base, batch_size=k) for base in bases for k in self.batch_sizes]
-            points += [replace(base, max_events=k) for base in bases for k in self.max_events]
-            points += [replace(base, user_share=k) for base in bases for k in self.user_shares]
-            found |= {point.name: point for point in points}
-        return list(found.values())
+        middle = self.batch_sizes[len(self.batch_sizes) // 2]
+        bases = [Point(size, middle, length, share, self.seeds[0]) for size in self.sizes]
+        points = [replace(base, batch_size=k) for base in bases for k in self.batch_sizes]
+        points += [replace(base, max_events=k) for base in bases for k in self.max_events]
+        points += [replace(base, user_share=k) for base in bases for k in self.user_shares]
+        points += [
+            replace(base, batch_size=k, seed=seed)
+            for seed in self.seeds[1:]
+            for base in bases
+            for k in self.batch_sizes
+        ]
+        return list({point.name: point for point in points}.values())
 
 
 _SMALL = (Size(32, 1), Size(64, 1), Size(96, 2), Size(128, 2), Size(192, 3), Size(256, 3))
@@ -149,6 +153,8 @@ GRIDS = {
             max_epochs=12,
             # The largest network has some fifty steps of the largest batch.
             warmup_steps=20,
+            # Some hundreds of held-out users: what a batch does is less than what a seed does.
+            seeds=(0, 1, 2),
         ),
         # Up to 110 million; a run is some minutes of one accelerator.
         Grid(

@@ -12,7 +12,8 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
 from encoder.scaling_law import PowerLaw
-from materialize.scaling.fit import PAPER_BATCHES, PAPER_LOSS, PF_DAY, by_size
+from materialize.scaling.fit import PAPER_LOSS, PF_DAY
+from materialize.scaling.tables import PAPER_BATCHES, by_size
 
 __all__ = ["figures", "write_page"]
 
@@ -104,9 +105,9 @@ def _batches(fit: Mapping[str, Any]) -> go.Figure:
             line={"color": colour},
             name=f"{name}, {size['parameters_beside_tokens']:,}",
         )
-    for name, (small, large) in PAPER_BATCHES.items():
+    for parameters, (small, large) in PAPER_BATCHES.items():
         figure.add_scatter(
-            x=[32, 512], y=[small, large], mode="lines", name=f"the paper's, {name}",
+            x=[32, 512], y=[small, large], mode="lines", name=f"the paper's, {parameters / 1e6:g}M",
             line={"color": "#c2410c", "dash": "dot"},
         )  # fmt: skip
     figure.update_xaxes(type="log", title="users a batch")

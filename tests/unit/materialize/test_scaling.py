@@ -25,6 +25,7 @@ from materialize.scaling.fit import PAPER_LOSS, PF_DAY, fit_scaling, markdown
 from materialize.scaling.grid import GRIDS, Grid, Size, find_grid
 from materialize.scaling.plot import write_page
 from materialize.scaling.run import ScalingPlan, plan_scaling, run_scaling
+from materialize.scaling.tables import table_of
 from tests.unit.encoder.clue.planted import planted
 from transforms.clean import CleanTables
 
@@ -88,8 +89,10 @@ def test_a_grid_crosses_sizes_with_batches_and_varies_the_rest_alone() -> None:
     assert len({point.name for point in points}) == len(points) == 2 * (3 + 1 + 1)
     assert {p.batch_size for p in points if p.max_events == 8 and p.user_share == 1} == {8, 16, 32}
     assert all(p.batch_size == 16 for p in points if p.max_events == 4 or p.user_share == 0.5)
-    seeds = replace(grid, seeds=(0, 1)).points()
-    assert len(seeds) == 2 * len(points)
+    more = replace(grid, seeds=(0, 1)).points()
+    assert more[: len(points)] == points
+    assert [p.batch_size for p in more[len(points) :]] == 2 * [8, 16, 32]
+    assert {p.seed for p in more[len(points) :]} == {1}
 
 
 def test_shipped_grids_have_the_sizes_that_they_promise() -> None:
@@ -249,13 +252,17 @@ def test_laws_and_batches_of_a_planted_grid() -> None:
     law = fit["laws"]["power_plus_constant"]
     assert law["exponent"]["value"] == pytest.approx(0.2, abs=0.01)
     assert law["constant"]["value"] == pytest.approx(0.4, abs=0.05)
-    helps = fit["large_batches_help"]
-    assert helps["w32l1"] < 1 < helps["w256l1"]
+    ratios = fit["large_batches"]["ratios"]
+    assert ratios["w32l1"][0] < 1 < ratios["w256l1"][0]
+    trend = fit["large_batches"]["trend"]
+    # Three times from width to width the ratio grows by .02: .06 over log10(64) of parameters.
+    assert 1.02 < trend["low"] <= trend["value"] <= trend["high"] < 1.05
+    assert fit["large_batches"]["paper"] == pytest.approx(1.032, abs=0.01)
     assert max(v["relative_mrr"] for s in fit["batches"].values() for v in s["values"]) == 1
     # No run was judged downstream; then: the lower one loss, the lower the other.
     assert fit["downstream"] is None
     judged = [
-        r | {"downstream": {"loss": r["best_loss"] / 2}}
+        r | {"downstream": {"loss": r["best_loss"] / 2, "auc_micro": {"value": 0.7}}}
         for r in _runs(PowerLaw(2.0, 0.2, 0.4, 1e12))
     ]
     told = fit_scaling(judged, n_resamples=50)
@@ -264,8 +271,20 @@ def test_laws_and_batches_of_a_planted_grid() -> None:
     assert "of 8 runs: rank correlation 1.000 [" in markdown(told)
     table = markdown(fit)
     assert "| power plus constant | 0.200 [" in table
-    assert "| w256l1 | 65,536 | 0.4925 | 0.5075 |" in table
-    assert "MRR by events" not in table  # one length was tried
+    assert "| w256l1 | 65,536 | 1 | 0.4925 | 0.5075 |" in table
+    assert "by events" not in table  # one length was tried
+    assert "Downstream" not in table
+    assert "Downstream micro AUC by users a batch: 32 | 512 |" in markdown(told)
+
+
+def test_a_row_of_a_table_is_of_the_seeds_that_all_its_values_have() -> None:
+    runs = _runs(PowerLaw(2.0, 0.2, 0.4, 1e12))
+    again = [run | {"seed": 1, "best_mrr": 0.9} for run in runs if run["batch_size"] == 32]
+    assert table_of([*runs, *again], "batch_size") == table_of(runs, "batch_size")
+    both = table_of([*runs, *(run | {"seed": 1, "best_mrr": 0.9} for run in runs)], "batch_size")
+    (small, large) = both["w256l1"]["values"]
+    assert small["mrr"] == pytest.approx((0.4925 + 0.9) / 2)
+    assert (small["seeds"], large["seeds"]) == (2, 2)
 
 
 def test_the_papers_points_are_fitted_in_operations() -> None:
