@@ -76,8 +76,8 @@ def large_batches(runs: Sequence[Mapping[str, Any]], *, n_resamples: int = 500) 
         - ``ratios``: for each size and seed the MRR of the largest over that of the smallest batch.
         - ``trend``: by what that ratio is multiplied with ten times the parameters (beside the
           token table), of a straight line through the logarithms; ``value``, ``low``, ``high``
-          (95%, resampled pairs of size and seed). More than 1: the larger the model, the more a large
-          batch helps. None for fewer than four pairs, or one size.
+          (95%, resampled pairs of size and seed). More than 1: the larger the model, the more a
+          large batch helps. None for fewer than four pairs, or one size.
         - ``paper``: the same through the paper's points.
     """
     ratios: dict[str, list[float]] = {}
