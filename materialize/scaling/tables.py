@@ -73,7 +73,8 @@ def large_batches(runs: Sequence[Mapping[str, Any]], *, n_resamples: int = 500) 
     Returns
     -------
     dict
-        - ``ratios``: for each size and seed the MRR of the largest over that of the smallest batch.
+        - ``ratios``: for each size and seed the MRR of the largest over that of the smallest batch
+          of the grid, where both are there.
         - ``trend``: by what that ratio is multiplied with ten times the parameters (beside the
           token table), of a straight line through the logarithms; ``value``, ``low``, ``high``
           (95%, resampled pairs of size and seed). More than 1: the larger the model, the more a
@@ -82,10 +83,9 @@ def large_batches(runs: Sequence[Mapping[str, Any]], *, n_resamples: int = 500) 
     """
     ratios: dict[str, list[float]] = {}
     points: list[tuple[float, float]] = []
-    for name, values in _sizes(runs, "batch_size"):
-        small, large = values[min(values)], values[max(values)]
-        if small is large:
-            continue
+    tried = {run["batch_size"] for run in runs}
+    for name, values in _sizes(runs, "batch_size") if len(tried) > 1 else ():
+        small, large = values.get(min(tried), {}), values.get(max(tried), {})
         for seed in sorted(set(small) & set(large)):
             ratio = large[seed]["best_mrr"] / small[seed]["best_mrr"]
             ratios.setdefault(name, []).append(ratio)

@@ -25,7 +25,7 @@ from materialize.scaling.fit import PAPER_LOSS, PF_DAY, fit_scaling, markdown
 from materialize.scaling.grid import GRIDS, Grid, Size, find_grid
 from materialize.scaling.plot import write_page
 from materialize.scaling.run import ScalingPlan, plan_scaling, run_scaling
-from materialize.scaling.tables import table_of
+from materialize.scaling.tables import large_batches, table_of
 from tests.unit.encoder.clue.planted import planted
 from transforms.clean import CleanTables
 
@@ -285,6 +285,15 @@ def test_a_row_of_a_table_is_of_the_seeds_that_all_its_values_have() -> None:
     (small, large) = both["w256l1"]["values"]
     assert small["mrr"] == pytest.approx((0.4925 + 0.9) / 2)
     assert (small["seeds"], large["seeds"]) == (2, 2)
+
+
+def test_a_size_without_the_largest_batch_is_not_compared() -> None:
+    runs = _runs(PowerLaw(2.0, 0.2, 0.4, 1e12))
+    some = [run | {"batch_size": min(run["batch_size"], 128)} for run in runs[:2]] + runs[2:]
+    found = large_batches(some)
+    assert list(found["ratios"]) == ["w64l1", "w128l1", "w256l1"]
+    assert found["trend"] is None  # three pairs
+    assert large_batches(runs[::2])["ratios"] == {}  # one batch was tried
 
 
 def test_the_papers_points_are_fitted_in_operations() -> None:
