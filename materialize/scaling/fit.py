@@ -152,13 +152,13 @@ def markdown(fit: Mapping[str, Any]) -> str:
             f"Pre-training and downstream loss of {fit['downstream']['runs']} runs: rank "
             f"correlation {_interval(fit['downstream']['correlation'])}.",
         ]
-    trend = fit["large_batches"]["trend"]
-    if trend is not None:
+    large = fit["large_batches"]
+    if large["mrr"]["trend"] is not None:
         lines += [
             "",
-            "MRR of the largest over that of the smallest batch, change with ten times the "
-            f"parameters: {_interval(trend)} times "
-            f"(the paper's points: {fit['large_batches']['paper']:.3f}).",
+            "The largest batch against the smallest, with ten times the parameters: MRR "
+            f"{_interval(large['mrr']['trend'])} times as high (the paper's points: "
+            f"{large['paper']:.3f}), loss {_interval(large['loss']['trend'])} nats added.",
         ]
     for axis, title in _TABLES.items():
         lines += markdown_tables(fit[axis], title)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 __all__ = ["PAPER_BATCHES", "by_size", "large_batches", "markdown_tables", "table_of"]
+
+_Floats = npt.NDArray[np.float64]
 
 PAPER_BATCHES = {
     4e6: (0.954, 0.930),
@@ -70,45 +73,62 @@ def table_of(runs: Sequence[Mapping[str, Any]], axis: str) -> dict[str, Any]:
 def large_batches(runs: Sequence[Mapping[str, Any]], *, n_resamples: int = 500) -> dict[str, Any]:
     """Return whether large batches help large models more than small ones.
 
+    Compared are a grid's smallest and largest batch, for each size and seed that has both.
+
     Returns
     -------
     dict
-        - ``ratios``: for each size and seed the MRR of the largest over that of the smallest batch
-          of the grid, where both are there.
-        - ``trend``: by what that ratio is multiplied with ten times the parameters (beside the
-          token table), of a straight line through the logarithms; ``value``, ``low``, ``high``
-          (95%, resampled pairs of size and seed). More than 1: the larger the model, the more a
-          large batch helps. None for fewer than four pairs, or one size.
-        - ``paper``: the same through the paper's points.
+        - ``mrr``: ``by_size``, the MRR of the largest over that of the smallest batch, one a seed;
+          ``trend``, by what that ratio is multiplied with ten times the parameters (beside the
+          token table).
+        - ``loss``: ``by_size``, the loss of the largest less that of the smallest batch, nats;
+          ``trend``, what is added to that difference with ten times the parameters.
+        - ``paper``: the trend of the paper's MRR.
+
+        A trend is that of a straight line, ``value``, ``low``, ``high`` (95%, resampled pairs of
+        size and seed); None for fewer than four pairs, or one size. The larger the model, the more
+        a large batch helps, where that of ``mrr`` is more than 1, that of ``loss`` less than 0.
     """
     ratios: dict[str, list[float]] = {}
-    points: list[tuple[float, float]] = []
+    differences: dict[str, list[float]] = {}
+    decades: list[float] = []
     tried = {run["batch_size"] for run in runs}
     for name, values in _sizes(runs, "batch_size") if len(tried) > 1 else ():
         small, large = values.get(min(tried), {}), values.get(max(tried), {})
         for seed in sorted(set(small) & set(large)):
-            ratio = large[seed]["best_mrr"] / small[seed]["best_mrr"]
-            ratios.setdefault(name, []).append(ratio)
-            points.append((math.log10(small[seed]["parameters_beside_tokens"]), math.log10(ratio)))
+            a, b = small[seed], large[seed]
+            ratios.setdefault(name, []).append(b["best_mrr"] / a["best_mrr"])
+            differences.setdefault(name, []).append(b["best_loss"] - a["best_loss"])
+            decades.append(math.log10(a["parameters_beside_tokens"]))
+    x = np.array(decades)
+    logs = np.log10(list(chain.from_iterable(ratios.values())))
+    less = np.array(list(chain.from_iterable(differences.values())))
+    factor = _trend(x, logs, n_resamples)
     paper = [(math.log10(n), math.log10(b / a)) for n, (a, b) in PAPER_BATCHES.items()]
     return {
-        "ratios": ratios,
-        "trend": _trend(np.array(points).reshape(-1, 2), n_resamples),
+        "mrr": {
+            "by_size": ratios,
+            "trend": None if factor is None else {k: 10**v for k, v in factor.items()},
+        },
+        "loss": {
+            "by_size": differences,
+            "trend": _trend(x, less, n_resamples),
+        },
         "paper": 10 ** _slope(np.array(paper)),
     }
 
 
-def _trend(points: npt.NDArray[np.float64], n_resamples: int) -> dict[str, float] | None:
-    if len(points) < _LEAST_PAIRS or np.ptp(points[:, 0]) == 0:
+def _trend(x: _Floats, y: _Floats, n_resamples: int) -> dict[str, float] | None:
+    if len(x) < _LEAST_PAIRS or np.ptp(x) == 0:
         return None
-    rng = np.random.default_rng(0)
+    points, rng = np.stack([x, y], 1), np.random.default_rng(0)
     drawn = (points[rng.integers(0, len(points), len(points))] for _ in range(n_resamples))
     found = [_slope(some) for some in drawn if np.ptp(some[:, 0]) > 0]
-    low, high = 10 ** np.percentile(found, (2.5, 97.5))
-    return {"value": 10 ** _slope(points), "low": float(low), "high": float(high)}
+    low, high = np.percentile(found, (2.5, 97.5))
+    return {"value": _slope(points), "low": float(low), "high": float(high)}
 
 
-def _slope(points: npt.NDArray[np.float64]) -> float:
+def _slope(points: _Floats) -> float:
     return float(np.polyfit(points[:, 0], points[:, 1], 1)[0])
 
 

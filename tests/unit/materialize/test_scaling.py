@@ -252,12 +252,14 @@ def test_laws_and_batches_of_a_planted_grid() -> None:
     law = fit["laws"]["power_plus_constant"]
     assert law["exponent"]["value"] == pytest.approx(0.2, abs=0.01)
     assert law["constant"]["value"] == pytest.approx(0.4, abs=0.05)
-    ratios = fit["large_batches"]["ratios"]
-    assert ratios["w32l1"][0] < 1 < ratios["w256l1"][0]
-    trend = fit["large_batches"]["trend"]
+    large = fit["large_batches"]
+    assert large["mrr"]["by_size"]["w32l1"][0] < 1 < large["mrr"]["by_size"]["w256l1"][0]
+    trend = large["mrr"]["trend"]
     # Three times from width to width the ratio grows by .02: .06 over log10(64) of parameters.
     assert 1.02 < trend["low"] <= trend["value"] <= trend["high"] < 1.05
-    assert fit["large_batches"]["paper"] == pytest.approx(1.032, abs=0.01)
+    assert large["paper"] == pytest.approx(1.032, abs=0.01)
+    # Sixteen times the batch goes sixteen times as far down the law, which grows flat.
+    assert max(large["loss"]["by_size"]["w32l1"]) < 0 < large["loss"]["trend"]["low"]
     assert max(v["relative_mrr"] for s in fit["batches"].values() for v in s["values"]) == 1
     # No run was judged downstream; then: the lower one loss, the lower the other.
     assert fit["downstream"] is None
@@ -291,9 +293,9 @@ def test_a_size_without_the_largest_batch_is_not_compared() -> None:
     runs = _runs(PowerLaw(2.0, 0.2, 0.4, 1e12))
     some = [run | {"batch_size": min(run["batch_size"], 128)} for run in runs[:2]] + runs[2:]
     found = large_batches(some)
-    assert list(found["ratios"]) == ["w64l1", "w128l1", "w256l1"]
-    assert found["trend"] is None  # three pairs
-    assert large_batches(runs[::2])["ratios"] == {}  # one batch was tried
+    assert list(found["mrr"]["by_size"]) == ["w64l1", "w128l1", "w256l1"]
+    assert found["loss"]["trend"] is None  # three pairs
+    assert large_batches(runs[::2])["mrr"]["by_size"] == {}  # one batch was tried
 
 
 def test_the_papers_points_are_fitted_in_operations() -> None:
