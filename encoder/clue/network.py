@@ -13,10 +13,6 @@ from encoder.clue.tokenizer import PAD
 
 __all__ = ["ClueConfig", "ClueNetwork", "ItemTransformer", "ServiceTransformer", "user_vector"]
 
-_TABLE_SPREAD = 0.002
-"""Of token and position vectors: a rate of 0.0005 then turns them within some steps, not some
-hundred; docs/adr/0046-contrastive-training-leaves-the-start.md."""
-
 
 @dataclass(frozen=True)
 class ClueConfig:
@@ -202,7 +198,7 @@ class ClueNetwork(nn.Module):
         for part in (self.item, self.service):
             for name, module in part.named_modules():
                 if isinstance(module, nn.Embedding):
-                    nn.init.normal_(module.weight, 0.0, _TABLE_SPREAD, generator=generator)
+                    nn.init.normal_(module.weight, 0.0, 0.02, generator=generator)
                 elif isinstance(module, nn.Linear):
                     nn.init.zeros_(module.bias)
                     # At first a user is a projection of the tokens' mean, which tells users apart;
