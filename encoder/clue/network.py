@@ -32,6 +32,9 @@ class ClueConfig:
     """Tokens of an item's text, guide token included."""
     max_events: int = 32
     """Newest events of a user in a service."""
+    table_spread: float = 0.02
+    """Standard deviation of the first token and position vectors. Smaller ones leave the start
+    within fewer steps, and learn the users by heart sooner where there are few."""
     seed: int = 0
     """Seed of the initial weights."""
 
@@ -49,6 +52,8 @@ class ClueConfig:
             raise ValueError(
                 f"{', '.join(small)} given, at least 1 expected (max_item_tokens: at least 2)."
             )
+        if not self.table_spread > 0:
+            raise ValueError(f"table_spread {self.table_spread} given, more than 0 expected.")
         if self.width % self.head_width:
             raise ValueError(
                 f"width {self.width} and head_width {self.head_width} given, "
@@ -198,7 +203,9 @@ class ClueNetwork(nn.Module):
         for part in (self.item, self.service):
             for name, module in part.named_modules():
                 if isinstance(module, nn.Embedding):
-                    nn.init.normal_(module.weight, 0.0, 0.02, generator=generator)
+                    nn.init.normal_(
+                        module.weight, 0.0, self.config.table_spread, generator=generator
+                    )
                 elif isinstance(module, nn.Linear):
                     nn.init.zeros_(module.bias)
                     # At first a user is a projection of the tokens' mean, which tells users apart;

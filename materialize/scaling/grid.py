@@ -62,6 +62,7 @@ class Point:
             head_width=min(32, self.size.width),
             max_item_tokens=grid.max_item_tokens,
             max_events=self.max_events,
+            table_spread=grid.table_spread,
             seed=self.seed,
         )
         return ClueTrainingConfig(
@@ -97,6 +98,8 @@ class Grid:
     validation_users : int
         Negatives of the judged loss and one: the same everywhere, or losses cannot be compared.
     max_epochs, patience, warmup_steps : int
+    table_spread : float
+        See `encoder.clue.network.ClueConfig`.
     seeds : tuple of int
         Batches are tried with each, lengths and shares with the first.
     chunks : Chunks
@@ -114,6 +117,7 @@ class Grid:
     max_epochs: int = 1000
     patience: int = 8
     warmup_steps: int = 50
+    table_spread: float = 0.02
     seeds: tuple[int, ...] = (0,)
     chunks: Chunks = field(default_factory=Chunks)
 
@@ -134,7 +138,7 @@ class Grid:
         return list({point.name: point for point in points}.values())
 
 
-_SMALL = (Size(32, 1), Size(64, 1), Size(128, 2), Size(192, 3), Size(256, 3))
+_SMALL = (Size(32, 1), Size(64, 1), Size(96, 2), Size(128, 2), Size(192, 3), Size(256, 3))
 _LARGE = (Size(256, 4), Size(384, 6), Size(512, 8), Size(768, 8))
 
 GRIDS = {
@@ -147,19 +151,20 @@ GRIDS = {
             (32, 128, 512),
             (4, 8, 16),
             (0.25, 0.5, 1.0),
-            2e13,
+            3e13,
             max_item_tokens=16,
             # The schedule must end where small networks have learned what there is.
             max_epochs=12,
-            # The largest network has some forty steps of the largest batch.
+            # The largest network has some seventy steps of the largest batch.
             warmup_steps=20,
+            table_spread=0.002,
             # Some hundreds of users are held out: a seed does as much as a batch.
             seeds=(0, 1),
         ),
         # Up to 110 million; a run is some minutes of one accelerator.
         Grid(
             "gpu",
-            (Size(64, 1), Size(128, 2), Size(256, 3), *_LARGE),
+            (*_SMALL[1::2], *_LARGE),
             (64, 128, 256, 512, 1024, 2048),
             (16, 32, 64),
             (0.25, 0.5, 1.0),
