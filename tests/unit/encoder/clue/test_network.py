@@ -86,7 +86,7 @@ def test_a_user_is_the_mean_of_the_services_there_are() -> None:
 def test_sizes_are_checked(field: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"{field} {value} given"):
         ClueConfig(**{field: value})
-    with pytest.raises(ValueError, match="table_spread 0.0 given"):
+    with pytest.raises(ValueError, match=r"table_spread 0\.0 given"):
         ClueConfig(table_spread=0.0)
     with pytest.raises(ValueError, match="multiple of the head's width"):
         ClueConfig(width=100, head_width=32)
