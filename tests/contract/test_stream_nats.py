@@ -24,7 +24,7 @@ from materialize.stream.nats_source import NatsSource
 from materialize.stream.nats_writer import NatsWriter
 from materialize.stream.source import Delivery
 from tests import servers
-from tests.contract.test_stream_source import PARTITIONS, drain, event, nats_source
+from tests.contract.stream_sources import PARTITIONS, drain, event, nats_source
 from tests.e2e.redis_faults import wait_until
 from tests.servers import Server
 

@@ -17,23 +17,16 @@ import pytest
 import redis
 
 from encoder.errors import DataFault, StreamConflict
-from materialize.stream.connect import connect, fix_partitions
+from materialize.stream.connect import connect
 from materialize.stream.dead_letters import DeadLetters
 from materialize.stream.file_source import FileSource
 from materialize.stream.nats_link import NatsLink
-from materialize.stream.nats_source import NatsSource
 from materialize.stream.nats_writer import NatsWriter
 from materialize.stream.redis_source import RedisSource
 from materialize.stream.source import Delivery, EventSource
 from materialize.stream.writer import EventWriter
+from tests.contract.stream_sources import PARTITIONS, T0, drain, event, nats_source
 from tests.servers import Server
-
-PARTITIONS = 3
-T0 = 1_700_000_000_000_000
-
-
-def event(user: int, at: int) -> dict[str, Any]:
-    return {"type": "consume", "user_id": user, "item_id": f"i{at}", "timestamp": T0 + at}
 
 
 @dataclass
@@ -76,17 +69,6 @@ def _nats_place(server: Server, redis_server: Server) -> Place:
         append=append,
         open=lambda: nats_source(server, redis_server, project),
         dead=lambda: _dead_in_redis(redis_server, project),
-    )
-
-
-def nats_source(
-    server: Server, redis_server: Server, project: str, lease_seconds: float = 60, **more: Any
-) -> NatsSource:
-    client, link = connect(redis_server.url), NatsLink(server.url, project)
-    fix_partitions(client, project, PARTITIONS)
-    worker = uuid.uuid4().hex
-    return NatsSource(
-        link, client, project, PARTITIONS, worker, lease_seconds=lease_seconds, **more
     )
 
 
@@ -140,13 +122,6 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     for source in made.opened:
         with suppress(redis.RedisError):
             source.close()
-
-
-def drain(source: EventSource, most: int = 4) -> list[Delivery]:
-    found: list[Delivery] = []
-    while part := source.poll(most, 0):
-        found += part
-    return found
 
 
 def as_events(deliveries: Sequence[Delivery]) -> list[tuple[int, str, int]]:

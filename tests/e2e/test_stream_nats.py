@@ -7,13 +7,20 @@ import json
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from encoder.errors import StreamConflict
 from materialize.stream.broker import open_broker
-from tests.e2e.test_stream_run import PARTITIONS, STREAM, kept, lines, palate, served
+from tests.e2e.stream_commands import (
+    PARTITIONS,
+    STREAM,
+    kept,
+    lines,
+    palate,
+    run_to_the_end,
+    served,
+)
 from tests.servers import Server
 from tests.stores import PROFILES
 from tests.streams import DAY, LAYOUT, NOON, TinyStream, consume
@@ -33,12 +40,6 @@ def stream(
     gc.unfreeze()  # commands that ran in this process froze what was alive
 
 
-def ran(stream: TinyStream, *arguments: str) -> dict[str, Any]:
-    result = palate(stream, "run", "--until-idle", "--quiet", *arguments)
-    summary: dict[str, Any] = json.loads(result.stdout)
-    return summary
-
-
 def test_events_on_nats_become_embeddings_and_faults_dead_letters_that_come_back(
     stream: TinyStream, tmp_path: Path
 ) -> None:
@@ -49,7 +50,7 @@ def test_events_on_nats_become_embeddings_and_faults_dead_letters_that_come_back
     assert json.loads(palate(stream, "append", str(file), "--quiet").stdout) == {"appended": 7}
     status = json.loads(palate(stream, "status", "--json").stdout)
     assert (status["undelivered"], len(status["partitions"])) == (7, PARTITIONS)
-    summary = ran(stream, "--from-nothing")
+    summary = run_to_the_end(stream, "--from-nothing")
     assert summary["outcomes"]["consume"] == {"applied": 6}
     assert summary["dead_letters"] == {"unknown_item": 1}
     found = served(stream, 1, 2, 3)
@@ -61,9 +62,9 @@ def test_events_on_nats_become_embeddings_and_faults_dead_letters_that_come_back
 
     moved = json.loads(palate(stream, "dead", "replay", "--all").stdout)
     assert moved == {"found": 1, "replayed": 1}
-    assert ran(stream)["dead_letters"] == {"unknown_item": 1}
+    assert run_to_the_end(stream)["dead_letters"] == {"unknown_item": 1}
     palate(stream, "append", str(file), "--quiet")
-    assert ran(stream)["outcomes"]["consume"] == {"duplicate": 6}
+    assert run_to_the_end(stream)["outcomes"]["consume"] == {"duplicate": 6}
 
 
 def test_another_number_of_partitions_is_refused_by_producers_too(stream: TinyStream) -> None:

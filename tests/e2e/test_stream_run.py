@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -31,16 +31,20 @@ from materialize.stream.marker import read_marker, write_marker
 from materialize.stream.status import read_lag
 from materialize.stream.writer import EventWriter
 from tests.e2e.redis_faults import Line, wait_until
+from tests.e2e.stream_commands import (
+    PARTITIONS,
+    STREAM,
+    kept,
+    lines,
+    palate,
+    run_to_the_end,
+    served,
+)
 from tests.repositories import TinyRepository
 from tests.servers import Server, free_port
 from tests.stores import PROFILES
 from tests.streams import DAY, LAYOUT, NOON, TinyStream, consume
-from transforms.names import stored_view
 from transforms.stream.events import StreamEvent, event_payload
-
-SPACE = stored_view(1)
-PARTITIONS = 4
-STREAM = {"partitions": PARTITIONS, "flush_seconds": 0.5, "lease_seconds": 1.5, "linger_ms": 1}
 
 
 @pytest.fixture(scope="module")
@@ -62,41 +66,6 @@ def client(redis_server: Server) -> Iterator[redis.Redis]:
 @pytest.fixture(scope="module")
 def writer(begun: TinyStream, client: redis.Redis) -> EventWriter:
     return EventWriter(client, begun.context.store.project, context=LAYOUT.context)
-
-
-def palate(
-    stream: TinyStream, *arguments: str, code: int = 0, repo: Path | None = None, **more: Any
-) -> Result:
-    """Run a command in this process, where Feast is imported already."""
-    where = ("--repo", str(repo or stream.context.settings.repo))
-    result = CliRunner().invoke(main, ["stream", *arguments, *where], **more)
-    assert result.exit_code == code, (result.output, result.exception)
-    return result
-
-
-def lines(path: Path, events: Sequence[StreamEvent | bytes]) -> Path:
-    payloads = [
-        one if isinstance(one, bytes) else event_payload(one, LAYOUT.context) for one in events
-    ]
-    path.write_bytes(b"\n".join(payloads) + b"\n")
-    return path
-
-
-def run_to_the_end(stream: TinyStream, *arguments: str) -> dict[str, Any]:
-    result = palate(stream, "run", "--until-idle", "--quiet", *arguments)
-    summary: dict[str, Any] = json.loads(result.stdout)
-    return summary
-
-
-def served(stream: TinyStream, *users: int) -> dict[str, list[Any]]:
-    return stream.online(SPACE, users)
-
-
-def kept(stream: TinyStream) -> set[tuple[int, int]]:
-    """Return user and ``as_of`` of the offline rows of the space."""
-    folder = stream.offline(stream.context.ledger.space(1))
-    rows = pa.concat_tables(pq.read_table(path) for path in sorted(folder.rglob("*.parquet")))
-    return set(zip(rows["user_id"].to_pylist(), rows["as_of"].to_pylist(), strict=True))
 
 
 @pytest.fixture(scope="module")
