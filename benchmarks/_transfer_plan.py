@@ -83,6 +83,7 @@ class Variant:
 VARIANTS = (
     Variant("services", "contrast between services", "clue", positives="services"),
     Variant("crops", "contrast within a service", "clue", positives="crops"),
+    Variant("both", "both contrasts by turns", "clue", positives="both"),
     # Tells what contrast adds: a random network already knows which texts are alike.
     Variant(
         "untrained",

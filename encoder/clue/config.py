@@ -12,7 +12,7 @@ from encoder.placement import DeviceChoice, Precision
 
 __all__ = ["ClueTrainingConfig", "Positives"]
 
-Positives = Literal["services", "crops"]
+Positives = Literal["services", "crops", "both"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class ClueTrainingConfig:
     """The two transformers."""
     positives: Positives = "services"
     """``services``: a user in two services. ``crops``: two stretches of a user's events in one
-    service, the contrast within a single service that CLUE is compared with."""
+    service, the contrast within a single service that CLUE is compared with. ``both``: one of the
+    two at random each epoch, whichever a user has."""
     batch_size: int = 256
     """Users a step, over all processes together: each has all others as negatives."""
     max_epochs: int = 30

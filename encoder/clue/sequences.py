@@ -21,6 +21,7 @@ __all__ = ["ClueBatch", "Noise", "Pairs", "ServiceEvents", "UserSequences", "Vie
 Ints = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
 
 _ITEMS, _FACTS, _USERS = "items.npy", "sequences.json", "users.json"
 
@@ -209,7 +210,8 @@ class Pairs:
     With ``services`` the two views are two services; a user who has more than two gets a random
     pair each epoch, and a batch holds users of one pair: that somebody came from another service
     must not tell who somebody is. With ``crops`` both views come from one service: two stretches
-    that do not overlap, a random point apart (contrast within one service, the baseline).
+    that do not overlap, a random point apart (contrast within one service, the baseline). With
+    ``both`` a user who has either gets one of the two at random each epoch.
 
     State: nothing changes; an epoch's batches follow from (seed, epoch).
 
@@ -219,7 +221,7 @@ class Pairs:
     part : {"training", "validation"}
     held_out_share : float
         As in `encoder.rows.held_out`: the same users are held out in every training.
-    positives : {"services", "crops"}
+    positives : {"services", "crops", "both"}
     max_events : int
     noise : Noise
         What is hidden of the views; nothing by default.
@@ -244,16 +246,18 @@ class Pairs:
         share: float = 1.0,
     ) -> None:
         self.sequences, self.max_events, self.noise = sequences, max_events, noise
-        self.names = tuple(sequences.services)
-        least = 1 if positives == "services" else 2
-        self.has = np.stack(
-            [e.lengths >= least for e in sequences.services.values()], axis=1
-        )  # (n_users, n_services)
+        self.names, self.positives = tuple(sequences.services), positives
+        lengths = np.stack([e.lengths for e in sequences.services.values()], axis=1)
+        self.has, self.divisible = lengths >= 1, lengths >= 2  # (n_users, n_services)
+        two_services, two_stretches = self.has.sum(1) >= 2, self.divisible.any(1)
+        enough: Bools = {
+            "services": two_services,
+            "crops": two_stretches,
+            "both": two_services | two_stretches,
+        }[positives]
         kept = held_out(sequences.users, held_out_share) == (part == "validation")
         if share < 1:
             kept &= in_share(sequences.users, share)
-        self.positives = positives
-        enough = self.has.sum(1) >= (2 if positives == "services" else 1)
         self.users: Longs = np.flatnonzero(kept & enough)
         if not len(self.users):
             found = f"{int(kept.sum()):,} {part} users, services {', '.join(self.names)}"
@@ -291,11 +295,8 @@ class Pairs:
     ) -> list[tuple[tuple[int, int], Longs]]:
         rng = np.random.default_rng(seed)
         users = rng.permutation(self.users)
-        luck = np.where(self.has[users], rng.random((len(users), len(self.names))), -1.0)
-        two = np.sort(np.argsort(-luck, axis=1)[:, :2], axis=1)  # (n, 2)
-        if self.positives == "crops":
-            one = np.argmax(luck, axis=1)
-            two = np.stack([one, one], axis=1)
+        luck = rng.random((len(users), len(self.names)))
+        two = self._views_of(users, luck, rng)  # (n, 2)
         plan = []
         for pair in np.unique(two, axis=0):
             mine = users[(two == pair).all(1)]
@@ -304,6 +305,20 @@ class Pairs:
             plan += [((int(pair[0]), int(pair[1])), piece) for piece in pieces]
         order = rng.permutation(len(plan))
         return [plan[k] for k in order]
+
+    def _views_of(self, users: Longs, luck: Floats, rng: np.random.Generator) -> Longs:
+        """Return the service of each of a user's views, int64 (n, 2); once more: two stretches."""
+        here, divisible = self.has[users], self.divisible[users]
+        across = np.sort(np.argsort(-np.where(here, luck, -1.0), axis=1)[:, :2], axis=1)
+        one = np.argmax(np.where(divisible, luck, -1.0), axis=1)
+        within: Longs = np.stack([one, one], axis=1)
+        if self.positives == "services":
+            return across
+        if self.positives == "crops":
+            return within
+        heads = rng.random(len(users)) < 0.5
+        inside = (here.sum(1) < 2) | (divisible.any(1) & heads)
+        return np.where(inside[:, None], within, across)
 
     def _batch(self, pair: tuple[int, int], users: Longs, rng: np.random.Generator) -> ClueBatch:
         views = (

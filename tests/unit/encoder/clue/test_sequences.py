@@ -91,6 +91,30 @@ def test_crops_are_stretches_of_one_service_that_do_not_overlap() -> None:
         assert ((batch.a.there.sum(1) + batch.b.there.sum(1)) >= 3).all()
 
 
+def test_both_contrasts_share_the_users_out_anew_each_epoch() -> None:
+    """Who has one service gets two stretches of it, one event in each service two services."""
+    lengths = np.array([[5, 0], [0, 5], [1, 1], [1, 0], [0, 0]]).repeat([9, 9, 9, 9, 9], axis=0)
+    lengths = np.concatenate([lengths, np.full((400, 2), 4)])
+    events = [
+        ServiceEvents(np.append(0, np.cumsum(n)), np.zeros(n.sum(), np.int32)) for n in lengths.T
+    ]
+    tokens, users = np.ones((1, 4), np.int32), tuple(map(str, range(len(lengths))))
+    sequences = UserSequences(tokens, {"shop": events[0], "news": events[1]}, users)
+    pairs = _pairs(sequences, positives="both")
+    assert set(pairs.users) == set(np.flatnonzero(~held_out(users, 0.1))) - set(range(27, 45))
+    epochs = []
+    for epoch in range(2):
+        plan = pairs._plan(10, (0, epoch), whole_only=False)
+        assert sorted(np.concatenate([piece for _, piece in plan])) == list(pairs.users)
+        epochs.append({int(user): pair for pair, piece in plan for user in piece})
+        for first, last, pair in ((0, 9, (0, 0)), (9, 18, (1, 1)), (18, 27, (0, 1))):
+            assert {epochs[-1].get(user, pair) for user in range(first, last)} == {pair}
+        rest = [pair for user, pair in epochs[-1].items() if user >= 45]
+        assert 0.4 < rest.count((0, 1)) / len(rest) < 0.6
+        assert 0.15 < rest.count((0, 0)) / len(rest) < 0.35
+    assert epochs[0] != epochs[1]
+
+
 def test_a_view_loses_events_but_never_all_and_keeps_their_order() -> None:
     sequences, _, _ = planted()
     whole = _pairs(sequences, max_events=20)
@@ -181,4 +205,6 @@ def test_nobody_with_two_views_is_told() -> None:
     one, _, _ = planted(services=1)
     with pytest.raises(DataFault, match=r"No user with events in two services .* shop"):
         _pairs(one)
-    assert len(_pairs(one, positives="crops").users)
+    for positives in ("crops", "both"):
+        pairs = _pairs(one, positives=positives)
+        assert {pair for pair, _ in pairs._plan(10, (0, 0), whole_only=True)} == {(0, 0)}
