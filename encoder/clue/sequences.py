@@ -211,7 +211,8 @@ class Pairs:
     pair each epoch, and a batch holds users of one pair: that somebody came from another service
     must not tell who somebody is. With ``crops`` both views come from one service: two stretches
     that do not overlap, a random point apart (contrast within one service, the baseline). With
-    ``both`` a user who has either gets one of the two at random each epoch.
+    ``both`` a user who has either gets one of the two at random each epoch; held-out users of two
+    services are asked between them, so that they fill whole batches.
 
     State: nothing changes; an epoch's batches follow from (seed, epoch).
 
@@ -246,7 +247,7 @@ class Pairs:
         share: float = 1.0,
     ) -> None:
         self.sequences, self.max_events, self.noise = sequences, max_events, noise
-        self.names, self.positives = tuple(sequences.services), positives
+        self.part, self.positives, self.names = part, positives, tuple(sequences.services)
         lengths = np.stack([e.lengths for e in sequences.services.values()], axis=1)
         self.has, self.divisible = lengths >= 1, lengths >= 2  # (n_users, n_services)
         two_services, two_stretches = self.has.sum(1) >= 2, self.divisible.any(1)
@@ -316,8 +317,9 @@ class Pairs:
             return across
         if self.positives == "crops":
             return within
-        heads = rng.random(len(users)) < 0.5
-        inside = (here.sum(1) < 2) | (divisible.any(1) & heads)
+        inside = here.sum(1) < 2
+        if self.part == "training":
+            inside |= divisible.any(1) & (rng.random(len(users)) < 0.5)
         return np.where(inside[:, None], within, across)
 
     def _batch(self, pair: tuple[int, int], users: Longs, rng: np.random.Generator) -> ClueBatch:

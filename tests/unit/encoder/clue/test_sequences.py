@@ -113,6 +113,10 @@ def test_both_contrasts_share_the_users_out_anew_each_epoch() -> None:
         assert 0.4 < rest.count((0, 1)) / len(rest) < 0.6
         assert 0.15 < rest.count((0, 0)) / len(rest) < 0.35
     assert epochs[0] != epochs[1]
+    held = Pairs(sequences, "validation", 0.1, positives="both", max_events=5)
+    asked = {int(u): pair for pair, piece in held._plan(10, (0, 0), False) for u in piece}
+    assert {pair for user, pair in asked.items() if user >= 18} == {(0, 1)}
+    assert set(asked) == set(held.users)
 
 
 def test_a_view_loses_events_but_never_all_and_keeps_their_order() -> None:
