@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
+from plotly.subplots import make_subplots
 
 from encoder.scaling_law import PowerLaw
 from materialize.scaling.fit import PAPER_LOSS, PF_DAY
@@ -18,6 +19,7 @@ from materialize.scaling.tables import PAPER_BATCHES, by_size
 __all__ = ["figures", "write_page"]
 
 _COLOURS = "Viridis"
+_PAPER = "#c2410c"
 
 
 def write_page(runs: Sequence[Mapping[str, Any]], fit: Mapping[str, Any], path: Path) -> None:
@@ -52,26 +54,31 @@ def figures(runs: Sequence[Mapping[str, Any]], fit: Mapping[str, Any]) -> dict[s
 
 
 def _curves(runs: Sequence[Mapping[str, Any]], fit: Mapping[str, Any]) -> go.Figure:
-    figure = go.Figure()
-    sizes = sorted({run["parameters_beside_tokens"] for run in runs})
+    """Draw the runs beside the paper's points, whose range would leave them a corner."""
+    figure = make_subplots(
+        cols=2, column_widths=[0.68, 0.32], subplot_titles=["these runs", "the paper's"]
+    )
+    sizes = sorted({(run["width"], run["layers"]) for run in runs})
     colours = dict(zip(sizes, _scale(len(sizes)), strict=True))
-    shown: set[int] = set()
+    shown: set[tuple[int, int]] = set()
     for run in runs:
-        size = run["parameters_beside_tokens"]
+        size = (run["width"], run["layers"])
         figure.add_scatter(
             x=[epoch["model_flops"] for epoch in run["history"]],
             y=[epoch["validation_loss"] for epoch in run["history"]],
             mode="lines",
             line={"width": 1, "color": colours[size]},
-            name=f"{size:,} parameters",
+            name=f"width {size[0]}, layers {size[1]}",
             legendgroup=str(size),
             showlegend=size not in shown,
             hovertext=run["name"],
+            row=1,
+            col=1,
         )
         shown.add(size)
     figure.add_scatter(
         x=fit["frontier"]["operations"], y=fit["frontier"]["loss"], mode="markers",
-        marker={"color": "black", "size": 6}, name="frontier",
+        marker={"color": "black", "size": 6}, name="frontier", row=1, col=1,
     )  # fmt: skip
     ends = np.array(fit["frontier"]["operations"], np.float64)
     grid = np.geomspace(ends.min(), ends.max() * 10, 100)
@@ -81,37 +88,52 @@ def _curves(runs: Sequence[Mapping[str, Any]], fit: Mapping[str, Any]) -> go.Fig
                 told["scale"], told["exponent"]["value"], told["constant"]["value"], told["unit"]
             )
             figure.add_scatter(
-                x=grid, y=law(grid), mode="lines", name=name.replace("_", " "),
+                x=grid, y=law(grid), mode="lines", name=name.replace("_", " "), row=1, col=1,
                 line={"dash": "dash" if name == "power" else "dot", "color": "black"},
             )  # fmt: skip
     days, loss = zip(*PAPER_LOSS, strict=True)
     figure.add_scatter(
         x=[day * PF_DAY for day in days], y=loss, mode="lines+markers", name="the paper's",
-        line={"color": "#c2410c"},
+        line={"color": _PAPER}, row=1, col=2,
     )  # fmt: skip
-    figure.update_xaxes(type="log", title="operations (forward and backward)")
-    figure.update_yaxes(type="log", title="loss, nats")
+    figure.update_xaxes(
+        type="log", dtick=1, exponentformat="power", title="operations (forward and backward)"
+    )
+    figure.update_yaxes(type="log", title="loss, nats", dtick="D2", col=2)
+    figure.update_yaxes(title="held-out loss, nats", col=1)
+    figure.update_layout(legend_tracegroupgap=0)
     return figure
 
 
 def _batches(fit: Mapping[str, Any]) -> go.Figure:
-    figure = go.Figure()
-    colours = _scale(len(fit["batches"]) + 1)
-    for (name, size), colour in zip(by_size(fit["batches"]), colours, strict=False):
-        figure.add_scatter(
-            x=[v["batch_size"] for v in size["values"]],
-            y=[v["relative_mrr"] for v in size["values"]],
-            mode="lines+markers",
-            line={"color": colour},
-            name=f"{name}, {size['parameters_beside_tokens']:,}",
-        )
+    """Draw held-out loss, and mean reciprocal rank beside the paper's, by users a batch."""
+    figure = make_subplots(cols=2, horizontal_spacing=0.12)
+    tried = sorted({v["batch_size"] for s in fit["batches"].values() for v in s["values"]})
+    colours = _scale(len(fit["batches"]))
+    for (name, size), colour in zip(by_size(fit["batches"]), colours, strict=True):
+        for column, measure in enumerate(("loss", "relative_mrr"), 1):
+            figure.add_scatter(
+                x=[v["batch_size"] for v in size["values"]],
+                y=[v[measure] for v in size["values"]],
+                mode="lines+markers",
+                line={"color": colour},
+                name=f"{name}, {size['parameters_beside_tokens']:,}",
+                legendgroup=name,
+                showlegend=column == 1,
+                row=1,
+                col=column,
+            )
     for parameters, (small, large) in PAPER_BATCHES.items():
         figure.add_scatter(
             x=[32, 512], y=[small, large], mode="lines", name=f"the paper's, {parameters / 1e6:g}M",
-            line={"color": "#c2410c", "dash": "dot"},
+            line={"color": _PAPER, "dash": "dot"}, row=1, col=2,
         )  # fmt: skip
-    figure.update_xaxes(type="log", title="users a batch")
-    figure.update_yaxes(title="mean reciprocal rank, relative to the best")
+    figure.update_xaxes(
+        type="log", title="users a batch", tickvals=tried, ticktext=[f"{n:,}" for n in tried]
+    )
+    figure.update_yaxes(title="held-out loss, nats", col=1)
+    figure.update_yaxes(title="mean reciprocal rank, relative to the best", col=2)
+    figure.update_layout(legend_tracegroupgap=0)
     return figure
 
 
