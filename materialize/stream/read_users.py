@@ -93,7 +93,15 @@ class ReadUsers:
 
     def created(self, now_us: int) -> Ints:
         """Return a created time of each user that is newer than all that is stored, int64 (n,)."""
-        return np.maximum(now_us, self._newest + 1)
+        return np.maximum(now_us, self.just_after())
+
+    def just_after(self) -> Ints:
+        """Return the first such time, int64 (n,).
+
+        Of two readings of a user that of the later state is later, whatever the clocks and pauses
+        of those who read.
+        """
+        return self._newest + 1
 
     def column(self, stored: StoredView, feature: str) -> Stored:
         """Return the stored values of a raw feature; None where the user has no row."""

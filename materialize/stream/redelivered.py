@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -46,9 +45,10 @@ def rows_again(
 ) -> list[tuple[str, pa.Table]]:
     """Return the rows of some users that may not be offline yet: they are there twice, then.
 
-    What is online at this moment, with its own times; and the rows as of each moment, created now:
-    events that came late since then are in them, so an earlier time would let a training set see
-    what nobody knew.
+    What is online at this moment, with its own times; and the rows as of each moment, created just
+    after the user's last step: events that came late until then are in them, so an earlier time
+    would let a training set see what nobody knew, and this worker's time, that of reading or of
+    writing, could be later than that of a row which another one has made of more.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ def _as_of(
 ) -> Iterator[tuple[str, pa.Table]]:
     """Yield raw rows and embeddings as they were at moments before those that are online."""
     states = UserStates.decode(read.users, read.states, {})
-    created = read.created(time.time_ns() // 1000)
+    created = read.just_after()
     newest = {
         view: np.max([t.event_us for name, t in read.times.items() if basis_of(name) == view], 0)
         for view in set(map(basis_of, targets.layout.views))

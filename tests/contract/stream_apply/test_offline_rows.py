@@ -15,9 +15,10 @@ import pandas as pd
 import pytest
 
 from encoder.errors import DataFault, TransientError
-from materialize.stream.apply import Applier
+from materialize.stream.apply import Applier, ApplyReport
 from materialize.stream.atomic import UserHashes
 from materialize.stream.offline import OfflineRows
+from materialize.stream.read_users import ReadUsers
 from tests.contract.stream_apply.applying import (
     BRIDGED,
     FIRST,
@@ -96,7 +97,7 @@ def test_a_redelivered_profile_change_is_kept_offline_beside_a_new_event_of_the_
     assert again.offline[PROFILE].to_pylist() == [row]
 
 
-def test_a_row_that_is_made_again_is_created_now_because_it_knows_what_came_late(
+def test_a_row_that_is_made_again_is_created_after_what_came_late_and_is_in_it(
     stream: TinyStream, applier: Applier
 ) -> None:
     user = next(USERS)
@@ -104,10 +105,48 @@ def test_a_row_that_is_made_again_is_created_now_because_it_knows_what_came_late
     before = apply(applier, first).offline[ACTIVITY].to_pylist()
     apply(applier, newest)
     apply(applier, late)
-    again = applier.apply(deliveries([first], redelivered=True)).offline[ACTIVITY].to_pylist()
-    rows = [row for row in before + again if row["activity_as_of"] == NOON + 1]
+    again = applier.apply(deliveries([first], redelivered=True)).offline
+    rows = [
+        row for row in before + again[ACTIVITY].to_pylist() if row["activity_as_of"] == NOON + 1
+    ]
     then, now = sorted(rows, key=lambda row: row["created_timestamp"])
     assert (then["activity_counts"][0], now["activity_counts"][0]) == (1, 2)
+    once_more = applier.apply(deliveries([first], redelivered=True)).offline
+    assert once_more == again, "the same state, the same rows, whenever they are made"
+
+
+@pytest.mark.parametrize("late", ["pick", "consume"])
+def test_a_row_made_again_of_what_was_read_earlier_is_not_created_later(
+    stream: TinyStream, applier: Applier, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    """Stopped behind its reading, a worker ends after another one has made the same row of more."""
+    user = next(USERS)
+    first, newest = consume(user, 1, NOON + 1), consume(user, 2, NOON + 2)
+    apply(applier, first)
+    apply(applier, newest)
+    came = pick(user, 3, NOON) if late == "pick" else consume(user, 3, NOON)
+    meanwhile: list[ApplyReport] = []
+
+    class Sleepy(ReadUsers):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            monkeypatch.undo()
+            other = stream.applier()
+            apply(other, came)
+            meanwhile.append(other.apply(deliveries([first], redelivered=True)))
+
+    monkeypatch.setattr("materialize.stream.redelivered.ReadUsers", Sleepy)
+    less = applier.apply(deliveries([first], redelivered=True))
+    (more,) = meanwhile
+    for view in (ACTIVITY, FIRST, SECOND, BRIDGED):
+        name = "activity_as_of" if view == ACTIVITY else "as_of"
+        knew, knows = (
+            row["created_timestamp"]
+            for report in (less, more)
+            for row in report.offline[view].to_pylist()
+            if row[name] == NOON + 1
+        )
+        assert knew < knows, view
 
 
 class LosesAnswer(Line):
