@@ -17,8 +17,8 @@ from materialize.report.report import ReportInput, write_report
 from materialize.report.users import Neighbours, UserMap
 from materialize.report.words import number
 from tests.browser import Opened, opened
+from tests.unit.materialize.report_input import EVIL, complete
 from tests.unit.materialize.report_records import evaluation, people, study
-from tests.unit.materialize.test_report import EVIL, complete
 
 _MOST_SECONDS = 60.0
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.transforms.test_windows import (
+from tests.unit.transforms.event_tables import (
     DAY_0,
     ENCODERS,
     EVENTS,

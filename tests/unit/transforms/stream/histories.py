@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -260,3 +261,32 @@ def by_key(rows: Sequence[dict[str, Any]]) -> dict[tuple[int | str, int], dict[s
     keyed = {(row["user_id"], row["activity_as_of"]): row for row in rows}
     assert len(keyed) == len(rows)
     return keyed
+
+
+@st.composite
+def mixed(draw: st.DrawFn) -> list[StreamEvent]:
+    """Events of all types of three users; a user signs up once, perhaps after some events."""
+    users = st.integers(0, 2)
+    moments = st.integers(DAY_0 * DAY, (DAY_0 + 25) * DAY)
+    events = [replace(use, user=use.user % 3).event("string") for use in draw(HISTORIES)]
+    for user, moment in draw(st.dictionaries(users, moments)).items():
+        events.append(StreamEvent("sign_up", user_id(user, "string"), moment))
+    for user, item, moment in draw(
+        st.lists(st.tuples(users, st.integers(0, 5), moments), max_size=6)
+    ):
+        picked = item_id(item, "string")
+        events.append(StreamEvent("onboarding_pick", user_id(user, "string"), moment, picked))
+    numbers = st.sampled_from([0.0, -0.0, 1.1, math.nan])
+    texts = st.sampled_from(["", "br", "pt"])
+    changes = st.tuples(
+        users,
+        st.sampled_from([DAY_0 * DAY, DAY_0 * DAY + 1]),
+        st.dictionaries(st.sampled_from(["country", "gender"]), texts),
+        st.dictionaries(st.sampled_from(["age", "height"]), numbers, min_size=1),
+    )
+    for user, moment, categories, values in draw(st.lists(changes, max_size=6)):
+        name = user_id(user, "string")
+        events.append(
+            StreamEvent("profile_change", name, moment, categories=categories, numbers=values)
+        )
+    return events

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from encoder.errors import CorruptState, TerminalError
-from tests.unit.transforms.stream.histories import DAY, DAY_0, KEPT, add, empty
-from tests.unit.transforms.stream.test_state import mixed
+from tests.unit.transforms.stream.histories import DAY, DAY_0, KEPT, add, empty, mixed
 from transforms.stream.blob import FORMAT
 from transforms.stream.events import StreamEvent
 from transforms.stream.state import UserStates
