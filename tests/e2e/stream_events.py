@@ -134,6 +134,7 @@ class Traffic:
         self._clock = {user: START_US + self._draw.randrange(DAY_US) for user in self._users}
         self._begun = {user: START_US - 2 * DAY_US for user in self._known}
         self._picked = {(user, item) for user, item, _ in picked}
+        self._consumed: set[tuple[int, str, int]] = set()
         self._items = items()
 
     def draw(self) -> list[Sent]:
@@ -182,6 +183,9 @@ class Traffic:
 
     def _consume(self, user: int, item: str, at: int) -> dict[str, Any]:
         draw = self._draw
+        while (user, item, at) in self._consumed:  # one thing is not told in two ways
+            at += 1
+        self._consumed.add((user, item, at))
         event = _event("consume", user, at, item_id=item)
         if draw.random() < 0.9:
             event["weight"] = draw.choice((0.1, 0.5, 1.0, 2.75, 1 / 3))
