@@ -83,7 +83,7 @@ class Variant:
 VARIANTS = (
     Variant("services", "contrast between services", "clue", positives="services"),
     Variant("crops", "contrast within a service", "clue", positives="crops"),
-    Variant("both", "both contrasts by turns", "clue", positives="both"),
+    Variant("both", "both contrasts by turns", "clue", positives="both", beside="crops"),
     # Tells what contrast adds: a random network already knows which texts are alike.
     Variant(
         "untrained",
