@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +61,7 @@ class ClueRecipe:
         self.schema = texts_schema(layout, self.modalities)
         end = settings.dataset.evaluation.cutoff
         self.source = open_source(store, settings, self.schema, end=end)
-        self.decisive: Mapping[str, Any] = {"kind": "clue"} | asdict(self._config)
+        self.decisive: Mapping[str, Any] = {"kind": "clue"} | self._config.told()
         self.facts: Mapping[str, Any] = {"services": list(self._texts.tokenizer.services)}
 
     def write(self, path: Path, *, progress: bool) -> int:

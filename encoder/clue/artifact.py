@@ -84,7 +84,7 @@ def export_clue(
         dataset=dict(dataset),
         data_cutoff=data_cutoff,
         training={
-            "config": asdict(config),
+            "config": config.told(),
             "history": [asdict(epoch) for epoch in result.history],
             "best_epoch": result.best_epoch,
             "stopped_early": result.stopped_early,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from encoder.clue.grad_cache import Chunks
 from encoder.clue.network import ClueConfig
@@ -25,6 +25,9 @@ class ClueTrainingConfig:
     """``services``: a user in two services. ``crops``: two stretches of a user's events in one
     service, the contrast within a single service that CLUE is compared with. ``both``: one of the
     two at random each epoch, whichever a user has."""
+    hardness: float = 0.0
+    """How much more those among the negatives count in training who are more alike
+    (`encoder.clue.info_nce.info_nce`); 0: all count the same, as in the paper."""
     batch_size: int = 256
     """Users a step, over all processes together: each has all others as negatives."""
     max_epochs: int = 30
@@ -88,6 +91,8 @@ class ClueTrainingConfig:
                 raise ValueError(
                     f"{name} {getattr(self, name)} given, at least 1 or None expected."
                 )
+        if self.hardness < 0:
+            raise ValueError(f"hardness {self.hardness} given, at least 0 expected.")
         for name in ("learning_rate", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} {getattr(self, name)} given, more than 0 expected.")
@@ -98,6 +103,17 @@ class ClueTrainingConfig:
         for name in ("event_dropout", "token_dropout", "guide_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} {getattr(self, name)} given, [0, 1) expected.")
+
+    def told(self) -> dict[str, Any]:
+        """Return all fields as plain types, by which a training is known again.
+
+        One that came later stands there only where it changes something: what was trained before
+        it came stays known.
+        """
+        fields = asdict(self)
+        if not self.hardness:
+            del fields["hardness"]
+        return fields
 
     @property
     def noise(self) -> Noise:

@@ -55,6 +55,9 @@ class GradCache:
     chunks : Chunks
     compiled : bool
         torch.compile both transformers.
+    hardness : float
+        Of the negatives in `step`, see `encoder.clue.info_nce.info_nce`; `loss` has none, so that
+        what is held out is judged alike.
 
     References
     ----------
@@ -69,8 +72,10 @@ class GradCache:
         precision: Precision = "auto",
         chunks: Chunks | None = None,
         compiled: bool = False,
+        hardness: float = 0.0,
     ) -> None:
         self.network, self.place, self.precision = network, place, precision
+        self.hardness = hardness
         self.chunks = chunks or Chunks()
         compiling: Callable[[torch.nn.Module], Callable[..., Tensor]] = (
             (lambda part: torch.compile(part, dynamic=True)) if compiled else (lambda part: part)
@@ -124,7 +129,7 @@ class GradCache:
         """Send the loss of ``vectors`` (both views, one behind the other) back; return it."""
         sides = vectors.chunk(2)
         a, b = (self.place.gathered(side) for side in sides)
-        loss = info_nce(a, b, self.network.log_scale)
+        loss = info_nce(a, b, self.network.log_scale, self.hardness)
         torch.autograd.backward(loss)
         return loss.item()
 

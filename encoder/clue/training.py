@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -171,7 +171,9 @@ def train_clue(
         compiled = config.compile == "on" or (
             config.compile == "auto" and place.device.type == "cuda"
         )
-        cache = GradCache(network, place, config.precision, config.chunks, compiled)
+        cache = GradCache(
+            network, place, config.precision, config.chunks, compiled, config.hardness
+        )
         meter = FlopMeter(network)
         optimizer = _optimizer(network, config)
         total_steps = config.steps(training.n_batches(config.batch_size, (config.seed, 0)))
@@ -357,6 +359,6 @@ def _validate(
 def _fingerprint(sequences: UserSequences, vocabulary: int, config: ClueTrainingConfig) -> str:
     """Return 12 hex digits of everything that decides the numbers."""
     # How often a run is saved does not change what it computes.
-    told = {k: v for k, v in asdict(config).items() if k != "checkpoint_every_steps"}
+    told = {k: v for k, v in config.told().items() if k != "checkpoint_every_steps"}
     content = [sequences.fingerprint(), vocabulary, told]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

@@ -106,7 +106,7 @@ def plan_scaling(settings: RepoSettings, grid: Grid) -> ScalingPlan:
     # More points may be added to a grid: its runs stay what they are.
     facts |= {"seeds": [], "longest": max(grid.max_events)}
     # What the grid does not name is the training's default, and decides the runs as well.
-    facts |= {"defaults": asdict(ClueTrainingConfig())}
+    facts |= {"defaults": ClueTrainingConfig().told()}
     cutoff = settings.dataset.evaluation.cutoff.isoformat()
     content = json.dumps([version("palate"), clean.fingerprint(), cutoff, facts], sort_keys=True)
     key = hashlib.sha256(content.encode()).hexdigest()[:12]

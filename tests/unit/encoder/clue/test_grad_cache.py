@@ -23,11 +23,16 @@ def batch() -> ClueBatch:
     return next(pairs.batches(40, (0, 0)))
 
 
+HARDNESS = 0.5
+"""Of the negatives, so that the loss is the one with most terms."""
+
+
 def _gradients(batch: ClueBatch, chunks: Chunks) -> tuple[float, dict[str, torch.Tensor]]:
     network = ClueNetwork(CONFIG, vocabulary=320).double()
     # In float64, so that the comparison is about the method and not about rounding.
     with placement("cpu") as place:
-        loss = GradCache(network, place, "float32", chunks).step(batch)
+        cache = GradCache(network, place, "float32", chunks, hardness=HARDNESS)
+        loss = cache.step(batch)
     return loss, {n: p.grad for n, p in network.named_parameters() if p.grad is not None}
 
 
@@ -49,10 +54,17 @@ def test_the_whole_batch_is_what_autograd_says(batch: ClueBatch) -> None:
         network(tokens, torch.from_numpy(v.events), torch.from_numpy(v.there)).service
         for v in (batch.a, batch.b)
     )
-    torch.autograd.backward(info_nce(a, b, network.log_scale))
+    torch.autograd.backward(info_nce(a, b, network.log_scale, HARDNESS))
     _, cached = _gradients(batch, Chunks(1000, 1000))
     for name, parameter in network.named_parameters():
         torch.testing.assert_close(cached[name], parameter.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_what_is_held_out_is_judged_without_weights(batch: ClueBatch) -> None:
+    network = ClueNetwork(CONFIG, vocabulary=320)
+    with placement("cpu") as place:
+        loss, a, b = GradCache(network, place, "float32", hardness=HARDNESS).loss(batch)
+    assert loss == float(info_nce(a, b, network.log_scale.detach()))
 
 
 def test_chunks_are_checked() -> None:

@@ -51,6 +51,19 @@ def test_half_precision_learns_the_same(trained: ClueResult, tmp_path: Path) -> 
     assert found.network.item.tokens.weight.dtype == torch.float32
 
 
+def test_hard_negatives_find_what_was_planted_too(trained: ClueResult, tmp_path: Path) -> None:
+    sequences, tokenizer, _ = planted(600)
+    config = replace(CONFIG, hardness=0.5)
+    found = train_clue(sequences, tokenizer.vocabulary, config, tmp_path, progress=False)
+    assert found.history[-1].validation_mrr > 0.8 * trained.history[-1].validation_mrr
+    assert any(not torch.equal(w, _weights(trained)[k]) for k, w in _weights(found).items())
+
+
+def test_a_training_without_hard_negatives_is_told_as_before_there_were_any() -> None:
+    assert "hardness" not in CONFIG.told()
+    assert replace(CONFIG, hardness=0.5).told() == {**CONFIG.told(), "hardness": 0.5}
+
+
 _PROGRAM = """
 import sys
 from pathlib import Path
@@ -220,7 +233,7 @@ def test_too_few_users_are_told(tmp_path: Path) -> None:
     [("batch_size", 1), ("max_steps", 0), ("event_dropout", 1.0), ("token_dropout", -0.1),
      ("guide_dropout", 1.0),
      ("user_share", 1.5), ("held_out_share", 0.0), ("learning_rate", 0.0), ("patience", 0),
-     ("rate_width", 0)],
+     ("rate_width", 0), ("hardness", -0.5)],
 )  # fmt: skip
 def test_settings_are_checked(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{field} {value} given"):
