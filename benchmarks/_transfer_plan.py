@@ -84,6 +84,21 @@ VARIANTS = (
     Variant("services", "contrast between services", "clue", positives="services"),
     Variant("crops", "contrast within a service", "clue", positives="crops"),
     Variant("both", "both contrasts by turns", "clue", positives="both", beside="crops"),
+    *(
+        Variant(
+            f"hard_{plain}",
+            f"{title}, hard negatives",
+            "clue",
+            positives=plain,
+            sections={"clue_training": {"hardness": 3.0}},
+            beside=beside,
+        )
+        for plain, title, beside in (
+            ("services", "contrast between services", "crops"),
+            ("crops", "contrast within a service", "crops"),
+            ("both", "both contrasts by turns", "both"),
+        )
+    ),
     # Tells what contrast adds: a random network already knows which texts are alike.
     Variant(
         "untrained",
