@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -91,8 +92,8 @@ class ClueTrainingConfig:
                 raise ValueError(
                     f"{name} {getattr(self, name)} given, at least 1 or None expected."
                 )
-        if self.hardness < 0:
-            raise ValueError(f"hardness {self.hardness} given, at least 0 expected.")
+        if not 0.0 <= self.hardness < math.inf:
+            raise ValueError(f"hardness {self.hardness} given, a number of at least 0 expected.")
         for name in ("learning_rate", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} {getattr(self, name)} given, more than 0 expected.")

@@ -233,7 +233,7 @@ def test_too_few_users_are_told(tmp_path: Path) -> None:
     [("batch_size", 1), ("max_steps", 0), ("event_dropout", 1.0), ("token_dropout", -0.1),
      ("guide_dropout", 1.0),
      ("user_share", 1.5), ("held_out_share", 0.0), ("learning_rate", 0.0), ("patience", 0),
-     ("rate_width", 0), ("hardness", -0.5)],
+     ("rate_width", 0), ("hardness", -0.5), ("hardness", float("nan"))],
 )  # fmt: skip
 def test_settings_are_checked(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{field} {value} given"):
