@@ -23,6 +23,7 @@ __all__ = [
     "WINDOWS",
     "Event",
     "buckets_of",
+    "item_vectors",
     "write_events",
 ]
 
@@ -48,21 +49,24 @@ EVENTS = st.lists(
 )
 
 
-def encoders() -> ModalityEncoders:
-    """Two modalities; items 0 and 1 have no vector in the first, item 1 in neither."""
-    rng = np.random.default_rng(0)
-    modalities = []
+def item_vectors(rng: np.random.Generator, n_items: int) -> tuple[ItemVectors, ...]:
+    """Both modalities of ``LAYOUT``; items 0 and 1 have no vector in the first, 1 in neither."""
+    made = []
     for m, absent in zip(LAYOUT.modalities, ([0, 1], [1]), strict=True):
-        vectors = rng.normal(size=(N_ITEMS, m.dim)).astype(np.float32)
-        cluster = rng.integers(0, m.clusters, N_ITEMS).astype(np.int32)
+        vectors = rng.normal(size=(n_items, m.dim)).astype(np.float32)
+        cluster = rng.integers(0, m.clusters, n_items).astype(np.int32)
         vectors[absent], cluster[absent] = 0, -1
         centroids = np.zeros((m.clusters, m.dim), np.float32)
-        modalities.append(ItemVectors(m.name, vectors, cluster, m.clusters, centroids))
-    ids = pa.array([f"item {i}" for i in range(N_ITEMS)])
-    return ModalityEncoders(ids, tuple(modalities), np.ones(N_ITEMS, bool), {"cutoff": "x"})
+        made.append(ItemVectors(m.name, vectors, cluster, m.clusters, centroids))
+    return tuple(made)
 
 
-ENCODERS = encoders()
+ENCODERS = ModalityEncoders(
+    pa.array([f"item {i}" for i in range(N_ITEMS)]),
+    item_vectors(np.random.default_rng(0), N_ITEMS),
+    np.ones(N_ITEMS, bool),
+    {"cutoff": "x"},
+)
 
 
 def write_events(root: Path, events: list[Event], name: str = "0") -> CleanTables:

@@ -73,29 +73,36 @@ from safetensors.torch import save_file
 from tests.unit.encoder.clue.test_training import trained_in_chunks
 
 folder = Path(sys.argv[1])
-network = trained_in_chunks(int(sys.argv[2]), folder).network
+network = trained_in_chunks(int(sys.argv[2]), float(sys.argv[3]), folder).network
 save_file(network.state_dict(), folder / "weights.safetensors")
 """
 
 
-def trained_in_chunks(chunk: int, folder: Path) -> ClueResult:
+def trained_in_chunks(chunk: int, hardness: float, folder: Path) -> ClueResult:
     """Train a little, ``chunk`` items and views at once."""
     sequences, tokenizer, _ = planted(300)
-    config = replace(CONFIG, max_epochs=2, chunks=Chunks(chunk, chunk))
+    config = replace(CONFIG, max_epochs=2, chunks=Chunks(chunk, chunk), hardness=hardness)
     return train_clue(sequences, tokenizer.vocabulary, config, folder, progress=False)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chunk", [4, 4096], ids=["cached", "in_one_piece"])
-def test_two_processes_train_the_same_network_as_one(chunk: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("chunk", "hardness"),
+    [(4, 0.0), (4096, 0.0), (4, 0.5)],
+    ids=["cached", "in_one_piece", "hard_negatives"],
+)
+def test_two_processes_train_the_same_network_as_one(
+    chunk: int, hardness: float, tmp_path: Path
+) -> None:
     """Each takes half of every batch, and has the users of both as negatives."""
-    one = trained_in_chunks(chunk, tmp_path / "one").network.state_dict()
+    one = trained_in_chunks(chunk, hardness, tmp_path / "one").network.state_dict()
     program = tmp_path / "program.py"
     program.write_text(_PROGRAM)
     subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", "2", str(program), str(tmp_path), str(chunk)),
+            *("--nproc-per-node", "2", str(program)),
+            *(str(tmp_path), str(chunk), str(hardness)),
         ],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": python_path(ROOT), "OMP_NUM_THREADS": "1"},

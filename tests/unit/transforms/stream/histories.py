@@ -16,23 +16,22 @@ import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 from encoder.item_texts import TextsSpec, fit_item_texts
-from encoder.modality import Items, ItemVectors, ModalityEncoders
+from encoder.modality import Items, ModalityEncoders
+from tests.unit.transforms.event_tables import DAY, DAY_0, WINDOWS, item_vectors
+from tests.unit.transforms.event_tables import LAYOUT as PLAIN
 from transforms.buckets import DayBuckets
 from transforms.clean import CleanTables
-from transforms.layout import Modality, RawLayout, TextLayout
+from transforms.layout import RawLayout, TextLayout
 from transforms.stream.events import StreamEvent
 from transforms.stream.state import Applied, UserStates
 from transforms.texts import text_tables
 from transforms.windows import Emission, activity_tables
 
-DAY = 86_400_000_000
-DAY_0 = 18_000
-WINDOWS = (2, 5, 11)
 LONGEST = 11
 N_KNOWN, N_ITEMS = 12, 15
 """Items of the encoders; of the histories: the last three are unknown to the encoders."""
 LAYOUT = RawLayout(
-    (Modality("a", 3, 4), Modality("b", 2, 3)),
+    PLAIN.modalities,
     WINDOWS,
     ("country", "os"),
     ("country", "gender"),
@@ -49,13 +48,7 @@ def encoders(kind: str, services: tuple[str, ...] = ()) -> ModalityEncoders:
     With services there are texts, too: five different ones, the shortest only the item's id.
     """
     rng = np.random.default_rng(0)
-    modalities = []
-    for m, absent in zip(LAYOUT.modalities, ([0, 1], [1]), strict=True):
-        vectors = rng.normal(size=(N_KNOWN, m.dim)).astype(np.float32)
-        cluster = rng.integers(0, m.clusters, N_KNOWN).astype(np.int32)
-        vectors[absent], cluster[absent] = 0, -1
-        centroids = np.zeros((m.clusters, m.dim), np.float32)
-        modalities.append(ItemVectors(m.name, vectors, cluster, m.clusters, centroids))
+    modalities = item_vectors(rng, N_KNOWN)
     order = rng.permutation(N_KNOWN)
     ids = pa.array([item_id(int(k), kind) for k in order])
     every = np.ones(N_KNOWN, bool)
@@ -64,7 +57,7 @@ def encoders(kind: str, services: tuple[str, ...] = ()) -> ModalityEncoders:
         said = [" ".join("abcdefg"[j] for j in range(k % 5)) for k in order.tolist()]
         spec = TextsSpec(services, vocabulary=262, max_tokens=4)
         texts = fit_item_texts(Items(ids, said), every, spec)
-    return ModalityEncoders(ids, tuple(modalities), every, {"cutoff": kind}, texts=texts)
+    return ModalityEncoders(ids, modalities, every, {"cutoff": kind}, texts=texts)
 
 
 def user_id(user: int, kind: str) -> int | str:
