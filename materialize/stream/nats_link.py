@@ -25,6 +25,15 @@ T = TypeVar("T")
 _SILENCE_SECONDS = 5.0
 """How long the server may be silent before a call fails."""
 
+_REFUSALS = (
+    "authorization violation",
+    "authorization failed",
+    "authentication revoked",
+    "authentication expired",
+    "permissions violation",
+)
+"""What a server says that trying again does not change; not its "authentication timeout"."""
+
 
 def stream_name(project: str) -> str:
     """Return the name of a project's JetStream stream."""
@@ -45,7 +54,8 @@ def event_subject(project: str, partition: int | str) -> str:
 class NatsLink:
     """A connection whose event loop runs in a thread of its own.
 
-    It connects again by itself, with the calls of that time failing.
+    It connects again by itself, with the calls of that time failing. A server that refuses it then,
+    or ends it for good, refuses the next call.
 
     Parameters
     ----------
@@ -60,7 +70,7 @@ class NatsLink:
     StreamConflict
         The package is missing, the URL is malformed, or JetStream is not enabled.
     StoreRefused
-        Wrong user, password or permissions.
+        Wrong user, password or permissions, or the server ended the connection for good.
     TransientError
         The server does not answer.
 
@@ -83,7 +93,7 @@ class NatsLink:
         self._thread.start()
         self._connection: Client | None = None
         self._jetstream: JetStreamContext | None = None
-        self._last = ""
+        self._last, self._refusal = "", ""
         try:
             self._connection = self.run(
                 nats.connect(
@@ -126,6 +136,8 @@ class NatsLink:
         from nats.errors import Error
         from nats.js.errors import NotFoundError
 
+        if self._connection is not None and self._connection.is_connected:
+            self._refusal = ""
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result(seconds)
@@ -140,10 +152,12 @@ class NatsLink:
         if self._loop.is_closed():
             return
         if self._connection is not None:
+            from nats.errors import Error
+
             closing = asyncio.run_coroutine_threadsafe(self._connection.close(), self._loop)
             try:
                 closing.result(_SILENCE_SECONDS)
-            except NoAnswer:
+            except (Error, OSError, NoAnswer):
                 logger.warning("NATS %s was not told that the connection ends", self._shown)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -180,18 +194,28 @@ class NatsLink:
         await asyncio.gather(*rest, return_exceptions=True)
 
     async def _note(self, error: Exception) -> None:
-        # While a connection is refused the client only says so here, and tries again for ever.
+        # While a connection is refused the client only says so here, and tries again for ever. A
+        # refusal is kept apart: the server may reset the connection before its answer is read, and
+        # a call that is not permitted is never answered.
         self._last = str(error) or type(error).__name__
+        if _refuses(self._last):
+            self._refusal = self._last
         logger.warning("NATS %s: %s", self._shown, self._last)
 
     def _failure(self, error: BaseException) -> StoreRefused | TransientError:
-        told = str(error) or self._last or type(error).__name__
-        if "authorization" in told.lower() or "permissions" in told.lower():
-            return StoreRefused(
-                f"NATS {self._shown} refuses: {told}. Check user, password and permissions in "
-                "stream.nats of palate.yaml."
+        told = self._refusal or str(error) or self._last or type(error).__name__
+        if self._connection is not None and self._connection.is_closed:
+            told = f"{self._connection.last_error or told} (the server ended the connection)"
+        elif not _refuses(told):
+            return TransientError(
+                f"NATS {self._shown} does not answer: {told}. Start it, or correct stream.nats in "
+                "palate.yaml."
             )
-        return TransientError(
-            f"NATS {self._shown} does not answer: {told}. Start it, or correct stream.nats in "
-            "palate.yaml."
+        return StoreRefused(
+            f"NATS {self._shown} refuses: {told}. Check user, password and permissions in "
+            "stream.nats of palate.yaml."
         )
+
+
+def _refuses(told: str) -> bool:
+    return any(refusal in told.lower() for refusal in _REFUSALS)

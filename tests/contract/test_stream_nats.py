@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import time
 import uuid
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from encoder.errors import EmbeddingError, StoreRefused, StreamConflict, TransientError
+from encoder.errors import EmbeddingError, TransientError
 from materialize.stream.connect import connect
 from materialize.stream.dead_letters import DeadLetters
 from materialize.stream.keys import lease_key, workers_key
@@ -238,34 +237,3 @@ def test_a_server_that_is_away_is_transient_and_one_that_comes_back_goes_on(
         wait_until(lambda: source.lag().unacknowledged == 0)
         source.close()
         link.close()
-
-
-def test_a_server_without_jetstream_says_how_to_start_it(tmp_path: Path) -> None:
-    program, port = servers.find_program("nats-server"), servers.free_port()
-    command = [str(program), "--addr", "127.0.0.1", "--port", str(port)]
-    with (
-        servers.running(command, tmp_path, lambda: _listens(port)),
-        pytest.raises(StreamConflict, match=r"without JetStream.*nats-server --jetstream"),
-    ):
-        NatsLink(f"nats://127.0.0.1:{port}", "shop")
-
-
-def test_a_wrong_password_is_refused_and_masked(tmp_path: Path) -> None:
-    with (
-        servers.nats_server(tmp_path, "--user", "palate", "--pass", "right") as server,
-        pytest.raises(StoreRefused, match=r"palate:\*\*\*@.* refuses") as refused,
-    ):
-        NatsLink(server.url.replace("//", "//palate:s3cret@"), "shop")
-    assert "s3cret" not in str(refused.value)
-
-
-def test_a_server_that_does_not_answer_is_named() -> None:
-    url = f"nats://127.0.0.1:{servers.free_port()}"
-    with pytest.raises(TransientError, match=f"{url} does not answer"):
-        NatsLink(url, "shop")
-
-
-def _listens(port: int) -> bool:
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-    return False
