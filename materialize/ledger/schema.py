@@ -25,11 +25,14 @@ _LOCK = 0x70616C61746531
 def read_revision(connection: Connection) -> str | None:
     """Return a ledger's revision, or None for a database without one."""
     tables = inspect(connection)
+    # Asked for first: another process may make all tables, this one and the version's, between the
+    # two questions, and a new ledger must not be taken for one from before its revisions had names.
+    older = tables.has_table(SpaceRow.__tablename__)
     if tables.has_table(VERSION.name):
         found: str | None = connection.execute(select(VERSION.c.version_num)).scalar()
         if found is not None:
             return found
-    return BEFORE_ALEMBIC if tables.has_table(SpaceRow.__tablename__) else None
+    return BEFORE_ALEMBIC if older else None
 
 
 def require_head(engine: Engine, writer: Engine) -> None:

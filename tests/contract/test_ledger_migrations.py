@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import inspect, text
+from sqlalchemy import event, inspect, text
 from sqlalchemy.exc import DBAPIError
 
 from encoder.errors import LedgerConflict, TransientError
@@ -73,6 +73,24 @@ def test_an_empty_database_gets_the_tables_of_the_newest_revision(ledger_url: st
     assert status(ledger_url).revision == schema.HEAD
     assert status(ledger_url).pending == ()
     assert ledger.transitions() == []
+
+
+def test_a_ledger_made_while_its_revision_is_asked_for_is_not_taken_for_an_old_one(
+    ledger_url: str,
+) -> None:
+    engine = make_engine(ledger_url)
+    asked: list[str] = []
+
+    @event.listens_for(engine, "after_cursor_execute")
+    def another_process_is_faster(*_: Any) -> None:
+        if not asked:
+            asked.append(ledger_url)
+            Ledger(ledger_url).close()
+
+    with engine.connect() as connection:
+        assert schema.read_revision(connection) in (None, schema.HEAD)
+    assert asked
+    Ledger(ledger_url).close()
 
 
 def test_the_scripts_lead_from_nothing_to_the_same_tables(ledger_url: str) -> None:
