@@ -64,8 +64,8 @@ class Variant:
     sections : mapping
         Fields of palate.yaml by section, which go before those that all variants share; the value
         ``{space}`` stands for that space's number.
-    beside : str or None
-        Variant that this one is compared with, too, beside the first one.
+    beside : tuple of str
+        Variants that this one is compared with, too, beside the first one.
     elsewhere : str or None
         Variant of another data set whose encoders are judged here, without any training.
     """
@@ -76,14 +76,14 @@ class Variant:
     positives: str | None = None
     needs: str | None = None
     sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    beside: str | None = None
+    beside: tuple[str, ...] = ()
     elsewhere: str | None = None
 
 
 VARIANTS = (
     Variant("services", "contrast between services", "clue", positives="services"),
     Variant("crops", "contrast within a service", "clue", positives="crops"),
-    Variant("both", "both contrasts by turns", "clue", positives="both", beside="crops"),
+    Variant("both", "both contrasts by turns", "clue", positives="both", beside=("crops",)),
     *(
         Variant(
             f"hard_{plain}",
@@ -94,9 +94,9 @@ VARIANTS = (
             beside=beside,
         )
         for plain, title, beside in (
-            ("services", "contrast between services", "crops"),
-            ("crops", "contrast within a service", "crops"),
-            ("both", "both contrasts by turns", "both"),
+            ("services", "contrast between services", ("crops", "hard_crops")),
+            ("crops", "contrast within a service", ("crops",)),
+            ("both", "both contrasts by turns", ("both", "hard_crops")),
         )
     ),
     # Tells what contrast adds: a random network already knows which texts are alike.
@@ -114,7 +114,7 @@ VARIANTS = (
         "hybrid",
         needs="services",
         sections={"hybrid": {"space": "{space}"}},
-        beside="autoencoder",
+        beside=("autoencoder",),
     ),
     Variant(
         "elsewhere",

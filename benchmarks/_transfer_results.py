@@ -140,22 +140,21 @@ def summarise(
         "beside": [
             told
             for variant in variants
-            if variant.beside is not None
-            for told in _beside(variant, figures, judged.network, trained)
+            for than in variant.beside
+            if than in figures
+            for told in _beside(variant, than, figures, judged.network, trained)
         ],
     }
 
 
 def _beside(
     variant: Variant,
+    than: str,
     linear: Mapping[str, Replicates],
     network: Sequence[Measurement],
     trained: Sequence[Trained],
 ) -> Iterator[dict[str, Any]]:
-    """Yield how a variant differs from the one that it is compared with."""
-    than = str(variant.beside)
-    if than not in linear:
-        return
+    """Yield how a variant differs from another one."""
     by_group: dict[str | None, Mapping[str, Replicates]] = {None: linear}
     for group in dict.fromkeys(m.group for m in network):
         alone = {m.model: Replicates(m.value, m.replicates) for m in network if m.group == group}

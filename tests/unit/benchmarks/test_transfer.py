@@ -153,6 +153,22 @@ def test_a_hybrid_is_compared_with_what_it_adds_to() -> None:
     assert summarise("x", alone, spaces, Judged(kept, network, cohort, 1.0, {}))["beside"] == []
 
 
+def test_hard_negatives_are_compared_with_and_without_them_on_the_other_side() -> None:
+    names = ("services", "crops", "hard_services", "hard_crops")
+    variants = [v for v in VARIANTS if v.name in names]
+    trained = [_trained(v.name, 0, k) for k, v in enumerate(variants, 1)]
+    values = {"services": 0.5, "crops": 0.6, "hard_services": 0.72, "hard_crops": 0.69}
+    measured = [_measured(one.model, 0, values[one.variant]) for one in trained]
+    cohort = {"horizon_days": 30, "test_rows": 8}
+    told = summarise("x", variants, trained, Judged(measured, [], cohort, 1.0, {}))["beside"]
+    found = {(t["name"], t["than"]): t["difference"]["value"] for t in told}
+    assert found == {
+        ("hard_services", "crops"): pytest.approx(0.12),
+        ("hard_services", "hard_crops"): pytest.approx(0.03),
+        ("hard_crops", "crops"): pytest.approx(0.09),
+    }
+
+
 def test_figures_of_two_repositories_are_of_the_same_users() -> None:
     mlp = _measured("repo space_1", 0, 0.7)
     first = [_measured("popularity", 0, 0.4), _measured("repo space_1", 0, 0.6)]
