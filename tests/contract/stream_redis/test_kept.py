@@ -27,7 +27,7 @@ def test_an_answer_that_was_lost_on_the_way_is_handed_out_with_the_next(stream: 
     line = Line(port)
     try:
         source = RedisSource(
-            connect(f"redis://127.0.0.1:{line.port}?socket_timeout=0.3"),
+            connect(f"redis://127.0.0.1:{line.port}?socket_timeout=1"),
             *(stream.project, PARTITIONS, "by a line"),
             lease_seconds=60.0,
         )
